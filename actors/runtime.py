@@ -1,0 +1,170 @@
+"""RayRuntime: the two verbs on a Ray cluster. Placement, transport and retries; no mathematics.
+
+A pass is a Ray Data dataset whose rows are part numbers, mapped over a fixed pool of actors; every worker reads its
+part from storage and commits it there, so nothing large crosses the object store or the driver, and a lost worker
+costs the parts it held. A group is a set of plain classes made remote where they are created.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from actors.cluster import RESIDENT_CPUS, Plan
+from engine.artifacts import Part, Source, Step, StepRecord
+from engine.errors import IterselectError, StepError
+from engine.events import Observer
+from engine.runtime import Group, PartWorker, Resources, StageSpec, run_pass
+
+PLACEMENT_TIMEOUT_S = 600.0
+BIG_BYTES = 100_000  # arguments above this are put in the object store once instead of once per member
+
+
+class PartMapper:
+    """The stage's PartWorker in the form Ray Data calls: part numbers in, committed parts out."""
+
+    def __init__(self, stage: StageSpec, source: Source, target: Step) -> None:
+        self.worker, self.source, self.target = PartWorker(stage), source, target
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        part = self.worker.run(int(batch["part"][0]), self.source, self.target)
+        return {"index": [part.index], "rows": [part.rows]}
+
+
+class RayGroup:
+    """Members as Ray actors. A member that dies is restarted and rebuilds its state; the call is repeated."""
+
+    def __init__(
+        self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> None:
+        remote = ray.remote(member).options(**options)  # pyright: ignore[reportAttributeAccessIssue]
+        self.members = [remote.remote(**shard) for shard in shards]
+        self.size = len(self.members)
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        shared = [_put_if_big(arg) for arg in args]
+        return _get([getattr(member, method).remote(*shared) for member in self.members])
+
+    def dispatch(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        waiting = iter(enumerate(items))
+        running: dict[Any, tuple[int, int]] = {}
+
+        def start(member: int) -> None:
+            for position, item in waiting:
+                running[getattr(self.members[member], method).remote(*item)] = (position, member)
+                return
+
+        for member in range(self.size):
+            start(member)
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)  # blocks until some member is free again
+            position, member = running.pop(done)
+            yield position, _get(done)
+            start(member)
+
+    def close(self) -> None:
+        for member in self.members:
+            ray.kill(member)
+        self.members = []
+
+
+class RayRuntime:
+    """Runs on the cluster that `actors.cluster.connect` reached.
+
+    Args:
+        plan: sizes of pools and groups.
+        observer: hears about progress.
+    """
+
+    def __init__(self, plan: Plan, observer: Observer) -> None:
+        self.plan, self.observer = plan, observer
+        self.workers, self.shards, self.threads = plan.workers, plan.shards, plan.threads
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = 0
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+    def map_parts(self, stage: StageSpec, source: Source, target: Step) -> StepRecord:
+        def run(todo: list[int]) -> Iterator[Part]:
+            if not todo:
+                return
+            # Largest parts first, so that the last ones to finish are short.
+            todo = sorted(todo, key=lambda index: -source.part(index).rows)
+            parts = ray.data.from_items([{"part": index} for index in todo], override_num_blocks=len(todo))
+            mapped = parts.map_batches(
+                PartMapper,  # pyright: ignore[reportArgumentType]
+                fn_constructor_kwargs={"stage": stage, "source": source, "target": target},
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(self.plan.workers, len(todo))),
+                num_cpus=self.plan.pass_cpus,
+                num_gpus=stage.resources.gpus or None,
+            )
+            for row in _iterate(mapped):
+                yield target.part(int(row["index"]))
+
+        return run_pass(self.observer, source, target, run)
+
+    def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group:
+        options: dict[str, Any] = {
+            "num_cpus": RESIDENT_CPUS if resources.resident else float(resources.cpus),
+            "num_gpus": resources.gpus or None,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": "SPREAD",
+        }
+        group = RayGroup(member, shards, options)
+        _wait_until_placed(group)
+        return group
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+def _wait_until_placed(group: RayGroup) -> None:
+    """Fails when members cannot be placed, instead of waiting for ever."""
+    ready = [member.__ray_ready__.remote() for member in group.members]
+    try:
+        ray.get(ready, timeout=PLACEMENT_TIMEOUT_S)
+    except GetTimeoutError as error:
+        raise StepError(
+            f"members were not placed within {PLACEMENT_TIMEOUT_S:g} s", fix="lower runtime.shards or add nodes"
+        ) from error
+    except RayError as error:
+        raise _unwrapped(error) from error
+
+
+def _put_if_big(value: Any) -> Any:
+    return ray.put(value) if getattr(value, "nbytes", 0) > BIG_BYTES else value
+
+
+def _get(refs: Any) -> Any:
+    """Blocks for results: the recipe's next line needs them."""
+    try:
+        return ray.get(refs)
+    except RayError as error:
+        raise _unwrapped(error) from error
+
+
+def _iterate(dataset: Any) -> Iterator[dict[str, Any]]:
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise _unwrapped(error) from error
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The engine's own error inside a Ray error, if there is one: users should not read Ray's wrapping."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, IterselectError) and not isinstance(seen, RayTaskError):
+            return seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
+    return StepError(f"a worker failed: {str(error).strip().splitlines()[-1]}", why=type(error).__name__)
+

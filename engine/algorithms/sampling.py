@@ -1,0 +1,104 @@
+"""How many rows to draw from each cluster, and which: the smallest seeded hashes of their ids.
+
+The paper (arXiv 2410.13464) does not say how V is drawn from the clusters; both usual rules are here. Because the draw
+is by hash, each shard offers its own smallest ones and the merged choice equals that of one shard holding every row.
+The file knows nothing of vectors or of how clusters were made.
+"""
+
+# Shape letters: N rows of a shard, K clusters, M rows chosen.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from engine.errors import ConfigError
+
+Rule = Literal["equal", "proportional"]
+
+
+def cluster_quotas(counts_K: np.ndarray, total: int, rule: Rule) -> np.ndarray:
+    """Rows to draw from each cluster, summing to min(total, sum(counts_K)).
+
+    "equal" fills every cluster to the same level, the overflow of small ones going to the others (waterfilling; rare
+    topics weigh more). "proportional" keeps the distribution (largest remainders). Leftovers go to the lowest cluster.
+
+    Args:
+        counts_K: (K,) int64 rows there are, none negative.
+        total: rows wanted, not negative.
+        rule: "equal" or "proportional".
+
+    Returns:
+        (K,) int64, each at most its count.
+
+    Raises:
+        ConfigError: an unknown rule, or a negative number.
+    """
+    counts_K = np.asarray(counts_K, dtype=np.int64)
+    if total < 0 or (counts_K < 0).any():
+        raise ConfigError(
+            f"cannot draw {total} rows from clusters of {counts_K.min(initial=0)} to {counts_K.max()} rows"
+        )
+    if rule not in ("equal", "proportional"):
+        raise ConfigError(f"unknown rule {rule!r} for drawing from clusters", fix="use equal or proportional")
+    available = int(counts_K.sum())
+    if total >= available:
+        return counts_K.copy()
+    if rule == "equal":
+        low, high = 0, int(counts_K.max())  # the highest level whose quotas fit in `total`
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if np.minimum(counts_K, middle).sum() <= total else (low, middle - 1)
+        quotas_K = np.minimum(counts_K, low)
+        leftover_order = np.flatnonzero(counts_K > low)
+    else:
+        exact = [total * count for count in counts_K.tolist()]  # Python integers: no overflow, no rounding
+        quotas_K = np.array([product // available for product in exact], dtype=np.int64)
+        remainders = [product % available for product in exact]
+        leftover_order = sorted(range(len(exact)), key=lambda cluster: (-remainders[cluster], cluster))
+    quotas_K[leftover_order[: total - int(quotas_K.sum())]] += 1
+    return quotas_K
+
+
+def smallest_per_group(groups_N: np.ndarray, keys_N: np.ndarray, quotas_K: np.ndarray) -> np.ndarray:
+    """Positions of the quota smallest keys of every group, ordered by group, then key.
+
+    Args:
+        groups_N: (N,) integers, the group of each row; negative rows are never chosen.
+        keys_N: (N,) uint64, distinct (`schema.seeded_hash`).
+        quotas_K: (K,) most rows per group; groups are below K.
+
+    Returns:
+        (M,) int64. On one shard these are its candidates for `merge_smallest`.
+    """
+    order_N = np.lexsort((keys_N, groups_N))
+    order_N = order_N[np.searchsorted(groups_N[order_N], 0) :]
+    groups = groups_N[order_N]
+    place = np.arange(len(groups)) - np.searchsorted(groups, groups)
+    return order_N[place < np.asarray(quotas_K)[groups]]
+
+
+def merge_smallest(
+    shards: Sequence[tuple[np.ndarray, np.ndarray]], quotas_K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The choice over all shards from each one's candidates.
+
+    Args:
+        shards: per shard the groups and keys of its candidates, in the order it gave them.
+        quotas_K: the quotas the candidates were taken with.
+
+    Returns:
+        (M,) shard number and (M,) position among that shard's candidates, ordered by group, then key.
+    """
+    groups, keys = (np.concatenate(parts) for parts in zip(*shards, strict=True))
+    chosen_M = smallest_per_group(groups, keys, quotas_K)
+    return locate(chosen_M, [len(part) for part, _ in shards])
+
+
+def locate(positions_M: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in a concatenation as (M,) part number and (M,) position inside that part, both int64."""
+    ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
+    part_M = np.searchsorted(ends, positions_M, side="right")
+    return part_M, positions_M - (ends - lengths)[part_M]

@@ -1,0 +1,217 @@
+"""The command line, and the only place of the engine that may reach for `actors` (inside a function).
+
+Commands parse, call one function of the engine and print. Results go to stdout, progress and errors to stderr.
+Exit codes: 0 ok, 1 unexpected, 2 usage or config, 3 environment, 4 data, 5 budget or time reached, 6 too many failed
+rows, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from engine.console import print_error
+from engine.errors import ConfigError, IterselectError
+
+app = typer.Typer(
+    name="iterselect",
+    help="Selects the instruction-response examples worth fine-tuning on.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Local = Annotated[bool, typer.Option("--local", help="Run in this process instead of on Ray.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: an existing run folder is renamed, never deleted.")]
+
+EXAMPLE_SETTINGS = [
+    "recipe.clusters=24", "recipe.diverse_fraction=0.6", "recipe.max_rounds=4", "recipe.inference_steps=5",
+]  # fmt: skip
+
+
+def run_cli(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    console = Console(stderr=True)
+    debug = "--debug" in arguments
+    try:
+        result = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except IterselectError as error:
+        print_error(error, console, debug)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("interrupted; everything finished so far is saved, run the same command again to continue")
+        return 130
+    except OSError as error:
+        problem = as_problem(error)
+        print_error(problem, console, debug)
+        return problem.exit_code if isinstance(problem, IterselectError) else 1
+    except Exception as error:
+        if isinstance(error, usage_errors()):
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            return 2
+        if debug:
+            raise
+        print_error(error, console, debug)
+        return 1
+
+
+def usage_errors() -> tuple[type[BaseException], ...]:
+    """What the parser raises on a wrong command line: the base class of typer's own errors."""
+    return tuple(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+
+def as_problem(error: OSError) -> BaseException:
+    """A full or read-only disk is the user's to mend; other OSErrors are unexpected."""
+    import errno
+
+    from engine.store import storage_problem
+
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+    return storage_problem(error, str(error.filename or "a file")) if error.errno in known else error
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Run folder.")] = "demo-out",
+    local: Local = False, as_json: Json = False, quiet: Quiet = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Selects from the example pool that comes with the package: offline, no GPU, under two minutes."""
+    run("iterselect", [str(example_pool()), f"out={out}", *EXAMPLE_SETTINGS], local, False, as_json, quiet, debug)
+
+
+def example_pool() -> Path:
+    """The pool inside an installed package, or in the source tree."""
+    packaged = Path(__file__).parent / "data" / "example_pool.jsonl"
+    return packaged if packaged.exists() else Path(__file__).parents[1] / "examples" / "pool.jsonl"
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(help="A YAML file, or a recipe: iterselect, random, balanced_random, longest.")],
+    rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
+    local: Local = False, fresh: Fresh = False, as_json: Json = False, quiet: Quiet = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Selects. The same command continues a run that was interrupted."""
+    from engine.settings import load_config
+
+    config = load_config(target, rest or [])
+    if local:
+        config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"mode": "local"})})
+    from engine.session import run_session
+
+    summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        from engine.console import print_summary
+
+        print_summary(summary, Console())  # pyright: ignore[reportArgumentType]
+
+
+def make_runtime(config: Any, observer: Any) -> Any:
+    """The runtime a config asks for."""
+    if config.runtime.mode == "local":
+        from engine.local import LocalRuntime
+
+        return LocalRuntime(observer, shards=config.runtime.shards or 1)
+    from actors.cluster import check_same_code, connect, plan
+    from actors.runtime import RayRuntime
+
+    has = connect(config.runtime.address)
+    sizes = plan(has, config.runtime)
+    observer.note(sizes.describe(has))
+    check_same_code()
+    return RayRuntime(sizes, observer)
+
+
+@app.command()
+def inspect(
+    data: Annotated[list[str], typer.Argument(help="Files, folders, globs or URIs.")],
+    format: Annotated[str, typer.Option(help="auto, messages, sharegpt, alpaca or prompt-completion.")] = "auto",
+    column: Annotated[list[str] | None, typer.Option(help="Column mapping such as prompt=question.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read at most so many rows.")] = None,
+    as_json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Says what is in a data set: format, counts, lengths, rejected rows."""
+    from engine.data.ingest import IngestOptions
+    from engine.data.inspect import inspect_pool, render
+    from engine.data.inputs import resolve_inputs
+
+    columns = dict(pair.split("=", 1) for pair in column or [] if "=" in pair)
+    if len(columns) != len(column or []):
+        raise ConfigError("a column mapping is written name=column", fix="for example --column prompt=question")
+    options = IngestOptions(columns=columns, format="" if format == "auto" else format)
+    found = inspect_pool(resolve_inputs(data), options, limit)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        Console().print(render(found))
+
+
+@app.command()
+def init(
+    recipe: Annotated[str, typer.Argument(help="Recipe to write a config for.")] = "iterselect",
+    data: Annotated[str, typer.Argument(help="Your data.")] = "pool.jsonl",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Writes a commented config."""
+    from engine.config_loader import commented_yaml
+    from engine.settings import run_config_model
+
+    values = {"data": {"path": data}, "out": f"runs/{recipe}", "budget": 0.2, "recipe": {"name": recipe}}
+    text = commented_yaml(run_config_model(recipe), values)
+    if output is None:
+        print(text, end="")
+        return
+    if output.exists():
+        raise ConfigError(f"{output} exists already", fix="choose another name or move it away")
+    output.write_text(text, encoding="utf-8")
+    print(f"wrote {output}; next: iterselect run {output}")
+
+
+@app.command()
+def status(out: Annotated[str, typer.Argument(help="Run folder.")], as_json: Json = False, debug: Debug = False) -> None:
+    """Says how far a run is."""
+    from engine.console import print_status
+    from engine.session import read_status
+
+    found = read_status(out)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_status(found, Console())
+
+
+@app.command()
+def export(
+    out: Annotated[str, typer.Argument(help="Finished run folder.")],
+    to: Annotated[str, typer.Argument(help="New folder.")],
+    format: Annotated[str, typer.Option(help="source, messages, alpaca, sharegpt or prompt-completion.")] = "source",
+    container: Annotated[str, typer.Option(help="parquet, jsonl or jsonl.gz.")] = "parquet",
+    debug: Debug = False,
+) -> None:
+    """Writes the selection of a finished run again, in another format."""
+    from engine.outputs import export_selection
+
+    written = export_selection(out, to, format, container)
+    print(f"wrote {written} rows to {to}")
+
+
+@app.command()
+def schema(recipe: Annotated[str, typer.Argument(help="Recipe.")] = "iterselect", debug: Debug = False) -> None:
+    """Prints the JSON schema of the config, for editors."""
+    from engine.config_loader import json_schema
+    from engine.settings import run_config_model
+
+    print(json.dumps(json_schema(run_config_model(recipe)), indent=1))
+

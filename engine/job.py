@@ -1,0 +1,190 @@
+"""One run from config to output folder: ingest, recipe, outputs, summary. The same on every runtime.
+
+It knows the order of things and nothing else: methods live in recipes, execution in the runtime, formats in data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import psutil
+
+from engine.artifacts import Step
+from engine.baselines import compare_with_baselines
+from engine.config import RunConfig, budget_rows
+from engine.config_loader import dump_yaml
+from engine.data.ingest import Ingest, IngestOptions
+from engine.data.inputs import InputFile, resolve_inputs
+from engine.data.rows import Reject
+from engine.outputs import write_outputs
+from engine.recipes import load_recipe
+from engine.recipes.base import Context, Selection
+from engine.runtime import Runtime
+from engine.store import Store
+
+PACKAGES = ("iterselect", "ray", "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "openai", "vllm", "pydantic")
+
+
+def execute(config: RunConfig, store: Store, runtime: Runtime, steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs a config to the end, reusing whatever is committed already.
+
+    Args:
+        config: the resolved settings.
+        store: the run folder.
+        runtime: executes passes and groups.
+        steps: live view of the seconds and rows per step, filled by the observer; read for the summary.
+
+    Returns:
+        The summary that is printed and stored in run.json.
+    """
+    started = time.monotonic()
+    store.write_bytes("config.yaml", dump_yaml(config).encode())
+    inputs = resolve_inputs(config.data.path)
+    pool = ingest(config, store, runtime, inputs)
+    rows = pool.require().rows
+    context = Context(config, store, pool, runtime, budget_rows(config.budget, rows))
+    recipe = load_recipe(config.recipe.name)
+    selection: Selection = recipe.module.select(context)
+    started_writing = time.monotonic()
+    runtime.observer.step_started("write", rows)
+    baselines = compare_with_baselines(context, selection)
+    written = write_outputs(context, selection, baselines)
+    runtime.observer.step_done("write", rows, time.monotonic() - started_writing, 0, reused=False)
+    summary = summarize(config, store, context, selection, written, baselines, steps, time.monotonic() - started)
+    folders = {"ingest": pool.folder, "selected": selection.selected.folder}
+    record = run_record(config, inputs, summary, folders)
+    store.write_bytes("run.json", (json.dumps(record, indent=1) + "\n").encode())
+    return summary
+
+
+def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[InputFile]) -> Step:
+    """Freezes the pool: the step `ingest`, its rejects in `rejected.jsonl` beside the parts.
+
+    Raises:
+        DataError: no row could be used.
+    """
+    data = config.data
+    settings = data.model_dump(exclude={"path"})
+    files = [[file.path, file.size_bytes, modified(file)] for file in inputs]
+    step = Step(store, "ingest", {**settings, "files": files})
+    record = step.record()
+    if record is not None:
+        runtime.observer.step_done("ingest", record.rows, 0.0, 0, reused=True)
+        return step
+    started = time.monotonic()
+    runtime.observer.step_started("ingest", 0)
+    options = IngestOptions(
+        columns=data.columns,
+        format="" if data.format == "auto" else data.format,
+        source_column=data.source_column,
+        max_row_bytes=data.max_row_bytes,
+        part_rows=data.part_rows,
+    )
+    with tempfile.TemporaryFile() as rejects:
+
+        def on_reject(reject: Reject) -> None:
+            rejects.write((json.dumps(reject.to_dict(), ensure_ascii=True) + "\n").encode())
+
+        source = Ingest(inputs, options, on_reject)
+        done = step.committed()
+        for index, table in enumerate(source):
+            if index not in done:
+                step.commit(index, table)
+            runtime.observer.advance("ingest", table.num_rows)
+        rejects.seek(0)
+        store.write_bytes(f"{step.folder}/rejected.jsonl", rejects.read())
+    formats = {path: dataclasses.asdict(found) for path, found in source.formats.items()}
+    facts = {**source.counts.to_dict(), "formats": formats, "empty_files": source.empty_files}
+    record = step.finish(started=started, extra=facts)
+    runtime.observer.step_done("ingest", record.rows, record.seconds, 0, reused=False)
+    return step
+
+
+def modified(file: InputFile) -> str:
+    """What tells two versions of a file apart without reading it: modification time, or the store's own tag."""
+    if "://" not in file.path:
+        return str(os.stat(file.path).st_mtime_ns)
+    fs, path = fsspec.core.url_to_fs(file.path)
+    facts = fs.info(path)
+    return str(next((facts[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(key)), ""))
+
+
+def summarize(
+    config: RunConfig, store: Store, context: Context, selection: Selection, written: Mapping[str, Any],
+    baselines: list[dict[str, Any]], steps: Mapping[str, Any], seconds: float,
+) -> dict[str, Any]:
+    """What is printed at the end; see engine.console.Summary."""
+    counts = context.pool.require().extra
+    return {
+        "out": store.root,
+        "recipe": config.recipe.name,
+        "rows_read": counts["rows_read"],
+        "pool": counts["pool"],
+        "rejected": counts["rejected_by_reason"],
+        "workers": context.runtime.workers,
+        "duplicates": counts["duplicates"],
+        "clusters": selection.facts.get("clusters"),
+        "rounds": list(selection.facts.get("rounds", [])),
+        "selected": written["selected"],
+        "steps": list(steps.values()),
+        "baselines": baselines,
+        "seconds": round(seconds, 2),
+    }
+
+
+def run_record(
+    config: RunConfig, inputs: list[InputFile], summary: Mapping[str, Any], folders: Mapping[str, str]
+) -> dict[str, Any]:
+    """The manifest run.json."""
+    return {
+        "schema": 1,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "config": config.model_dump(mode="json"),
+        "steps": folders,
+        "inputs": [dataclasses.asdict(file) for file in inputs],
+        "versions": {name: version for name in PACKAGES if (version := installed(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": git_commit(),
+        "driver_peak_rss_mb": round(peak_rss_mb(), 1),
+        "summary": summary,
+    }
+
+
+def installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree this runs from, None when it was installed from a wheel."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process, in MB (10^6 bytes)."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return psutil.Process().memory_info().rss / 1e6

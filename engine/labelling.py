@@ -1,0 +1,270 @@
+"""The labelling rounds: choose a batch, have it answered and judged, teach the classifier, decide whether to go on.
+
+Everything a round makes is a committed step that depends on the steps before it, so a run that was interrupted walks
+through the finished rounds by reading and continues in the middle of one. It knows nothing of how the rest of the
+pool is selected afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.algorithms.ranking import combine_scores, top_rows
+from engine.algorithms.stopping import should_stop
+from engine.artifacts import Joined, Step, write_table
+from engine.backends import Backend, build_generator, build_judge
+from engine.recipes.base import Context
+from engine.runtime import Resources, StageSpec
+from engine.schema import (
+    ERROR,
+    HARD,
+    ID,
+    PROBABILITY,
+    PROMPT,
+    ROW,
+    VECTOR,
+    VERDICT,
+    id_words,
+    seeded_hash,
+)
+from engine.shards import PoolIndex, Rows, Scores
+from engine.trainer import ProbeScores, StepScores, Trainer, round_metrics_json
+
+
+class LoopSettings(Protocol):
+    """What the loop reads from a recipe's settings; engine.recipes.iterselect.Config documents each."""
+
+    batch_size: int
+    max_rounds: int
+    accuracy_threshold: float
+    patience: int
+    alpha: float
+    similarity: str
+    explore_fraction: float
+    validation_fraction: float
+    tie: str
+    part_rows: int
+    generator: Any
+    judge: Any
+    classifier: Any
+
+
+@dataclass
+class Labelled:
+    """What the rounds learned.
+
+    Attributes:
+        tables: per round, the labelled rows: row, id, hard, vector, prompt.
+        metrics: per round, what the summary shows.
+        checkpoint: the last classifier.
+    """
+
+    tables: list[pa.Table] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    metrics: list[Mapping[str, Any]] = field(default_factory=list)
+    checkpoint: Step | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        assert self.checkpoint is not None
+        return self.checkpoint.fingerprint
+
+    def rows(self, index: PoolIndex, *, hard: bool, scores: Scores) -> Rows:
+        """The rows judged hard (or easy), with their scores."""
+        chosen = [table.filter(pc.equal(table[HARD], hard))[ROW].to_numpy() for table in self.tables]  # pyright: ignore
+        return index.lookup(np.concatenate(chosen), scores)[0]
+
+    def rounds(self) -> dict[int, int]:
+        """Round (from 1) in which each row was judged."""
+        return {row: number + 1 for number, table in enumerate(self.tables) for row in table[ROW].to_pylist()}
+
+
+def label_rounds(context: Context, config: LoopSettings, index: PoolIndex, diverse: Step) -> Labelled:
+    """Runs the rounds over the diverse subset.
+
+    Args:
+        diverse: V: the pool's columns and `vector`, sorted by id.
+    """
+    generator, judge = build_generator(context, config.generator, index), build_judge(context, config.judge)
+    trainer = TrainerGroup(context, config)
+    labelled, asked = Labelled(), np.empty(0, dtype=np.int64)
+    size = min(config.batch_size, max(1, diverse.require().rows // config.max_rounds))
+    try:
+        for number in range(config.max_rounds):
+            started = time.monotonic()
+            batch = choose_batch(context, config, index, diverse, labelled, asked, size, number)
+            if batch.require().rows == 0:
+                break
+            asked = np.concatenate([asked, batch.read_all([ROW])[ROW].to_numpy()])
+            labels = judge_batch(context, config, generator, judge, batch, number)
+            labelled.steps.append(labels)
+            labelled.tables.append(labels.read_all())
+            index.remember(labels)
+            checkpoint, metrics = trainer.learn(labelled, number)
+            labelled.checkpoint = checkpoint
+            labelled.metrics.append(round_report(number, batch, labels, metrics, time.monotonic() - started))
+            context.store.write_bytes(f"rounds/{number:03d}/metrics.json", round_metrics_json(labelled.metrics[-1]))
+            context.runtime.observer.round_done(dict(labelled.metrics[-1]))
+            if should_stop(labelled.metrics, config.accuracy_threshold, config.patience):
+                break
+    finally:
+        for backend in (generator, judge, trainer):
+            if backend is not None:
+                backend.close()
+    return labelled
+
+
+def choose_batch(
+    context: Context,
+    config: LoopSettings,
+    index: PoolIndex,
+    diverse: Step,
+    labelled: Labelled,
+    asked: np.ndarray,
+    size: int,
+    number: int,
+) -> Step:
+    """D of one round: at random in round 1, later the best of V by F, a share of it at random if asked for."""
+    settings = {"size": size, "round": number, "seed": context.config.seed}
+    inputs = [diverse.fingerprint]
+    if labelled.checkpoint is not None:
+        settings |= {"alpha": config.alpha, "similarity": config.similarity, "explore": config.explore_fraction}
+        inputs += [labelled.fingerprint, labelled.steps[-1].fingerprint]
+    target = context.step(f"rounds/{number:03d}/batch", settings, inputs)
+    if target.record() is not None:
+        return target
+    table = diverse.read_all()
+    table = table.filter(pa.array(~np.isin(table[ROW].to_numpy(), asked)))
+    words = id_words(table[ID])
+    at_random = np.argsort(seeded_hash(words, context.config.seed, f"batch/{number}"), kind="stable")
+    if labelled.checkpoint is None:
+        picked = at_random[:size]
+    else:
+        scores = batch_scores(context, config, diverse, labelled, number)
+        rows, _ = index.lookup(table[ROW].to_numpy(), scores)
+        explored = at_random[: round(config.explore_fraction * size)]
+        f = combine_scores(rows.probability, index.scaled(rows.similarity, config.similarity), config.alpha)
+        best = top_rows(f, words, len(words))
+        picked = np.concatenate([explored, best[~np.isin(best, explored)]])[:size]
+    write_table(target, table.take(pa.array(np.sort(picked))), config.part_rows)
+    return target
+
+
+def batch_scores(context: Context, config: LoopSettings, diverse: Step, labelled: Labelled, number: int) -> Scores:
+    """M for the rows of V, from the classifier of the round before."""
+    assert labelled.checkpoint is not None
+    if config.classifier.kind == "probe":
+        return ProbeScores(labelled.checkpoint)
+    return StepScores(classify(context, config, diverse, labelled.checkpoint, f"rounds/{number:03d}/scored"))
+
+
+def pool_scores(context: Context, config: LoopSettings, labelled: Labelled) -> Scores:
+    """M for every row of the pool, from the last classifier."""
+    assert labelled.checkpoint is not None
+    if config.classifier.kind == "probe":
+        return ProbeScores(labelled.checkpoint)
+    return StepScores(classify(context, config, context.pool, labelled.checkpoint, "classify"))
+
+
+def classify(context: Context, config: LoopSettings, source: Step, checkpoint: Step, name: str) -> Step:
+    """One pass of the fine-tuned classifier."""
+    from engine.models.classifier import FinetuneStage
+
+    stage = StageSpec(
+        name="classify",
+        factory=FinetuneStage,
+        kwargs={"directory": checkpoint.store.path(checkpoint.folder), "max_tokens": config.classifier.max_tokens},
+        columns_in=[PROMPT],
+        columns_out=[pa.field(PROBABILITY, pa.float32()), pa.field(ERROR, pa.large_string())],
+        resources=context.resources(),
+    )
+    target = context.step(name, {"stage": "classify"}, [source.fingerprint, checkpoint.fingerprint])
+    context.runtime.map_parts(stage, source, target)
+    return target
+
+
+def judge_batch(
+    context: Context, config: LoopSettings, generator: Backend | None, judge: Backend, batch: Step, number: int
+) -> Step:
+    """Answers and verdicts of a batch, reduced to its labels: row, id, hard, vector, prompt of every labelled row."""
+    source, inputs = batch, [batch.fingerprint]
+    if generator is not None:
+        answers = context.step(f"rounds/{number:03d}/answers", dict(generator.identity), [batch.fingerprint])
+        record = generator.run(batch, answers)
+        context.check_failures(answers.folder, record.failed, record.rows)
+        source, inputs = Joined(batch, answers), [batch.fingerprint, answers.fingerprint]
+    verdicts = context.step(f"rounds/{number:03d}/verdicts", dict(judge.identity), inputs)
+    record = judge.run(source, verdicts)
+    context.check_failures(verdicts.folder, record.failed, record.rows)
+    labels = context.step(f"rounds/{number:03d}/labels", {"tie": config.tie}, [verdicts.fingerprint])
+    if labels.record() is None:
+        found = verdicts.read_all([ROW, HARD, VERDICT, ERROR])
+        hard = label_of(found[VERDICT], config.tie)
+        table = batch.read_all([ROW, ID, VECTOR, PROMPT]).append_column(HARD, hard)
+        facts = {
+            "judged": found.num_rows,
+            "ties": int(pc.sum(pc.equal(found[VERDICT], "tie")).as_py() or 0),  # pyright: ignore
+            "failed": found.num_rows - found[ERROR].null_count,
+        }
+        write_table(labels, table.filter(pc.is_valid(hard)), config.part_rows, facts)  # pyright: ignore
+    return labels
+
+
+def label_of(verdicts: pa.ChunkedArray, tie: str) -> pa.Array:
+    """hard (true), easy (false) or unlabelled (null) of each verdict."""
+    meaning = {"reference": True, "answer": False, "tie": {"easy": False, "hard": True, "drop": None}[tie], None: None}
+    return pa.array([meaning[verdict] for verdict in verdicts.to_pylist()], pa.bool_())
+
+
+def round_report(
+    number: int, batch: Step, labels: Step, metrics: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """One line of the rounds table."""
+    facts = labels.require().extra
+    hard = labels.read_all([HARD])[HARD]
+    count = int(pc.sum(hard).as_py() or 0)  # pyright: ignore
+    return {
+        "round": number + 1,
+        "judged": facts["judged"],
+        "failed": facts["failed"],
+        "ties": facts["ties"],
+        "hard": count,
+        "hard_rate": round(count / max(1, len(hard)), 4),
+        **{key: metrics.get(key) for key in ("num_train", "num_val", "val_accuracy", "val_auc", "val_ece", "train_s")},
+        "seconds": round(seconds, 3),
+    }
+
+
+class TrainerGroup:
+    """The one trainer of a run, made when the first round needs it."""
+
+    def __init__(self, context: Context, config: LoopSettings) -> None:
+        self.context, self.config = context, config
+        self.settings = config.classifier.model_dump()
+        self.group: Any = None
+
+    def learn(self, labelled: Labelled, number: int) -> tuple[Step, Mapping[str, Any]]:
+        """The checkpoint of a round and its metrics."""
+        seed = self.context.config.seed
+        settings = {**self.settings, "seed": seed, "validation_fraction": self.config.validation_fraction}
+        inputs = [step.fingerprint for step in labelled.steps]
+        target = self.context.step(f"rounds/{number:03d}/classifier", settings, inputs)
+        record = target.record()
+        if record is not None:
+            return target, record.extra
+        if self.group is None:
+            member = {"settings": self.settings, "seed": seed, "validation_fraction": self.config.validation_fraction}
+            resources = Resources(cpus=self.settings.get("threads", 1), gpus=0.0, resident=True)
+            self.group = self.context.runtime.group(Trainer, [member], resources)
+        return target, self.group.call("learn", labelled.steps, target, labelled.checkpoint)[0]
+
+    def close(self) -> None:
+        if self.group is not None:
+            self.group.close()

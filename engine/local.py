@@ -1,0 +1,63 @@
+"""LocalRuntime: both verbs in this process, one part and one member after another. Also the reference in tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engine.artifacts import Part, Source, Step, StepRecord
+from engine.events import Observer
+from engine.runtime import Group, PartWorker, Resources, StageSpec, run_pass
+
+
+class LocalGroup:
+    """Members as plain objects, called in shard order."""
+
+    def __init__(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]]) -> None:
+        self.members = [member(**shard) for shard in shards]
+        self.size = len(self.members)
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        return [getattr(member, method)(*args) for member in self.members]
+
+    def dispatch(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        for position, item in enumerate(items):
+            yield position, getattr(self.members[position % self.size], method)(*item)
+
+    def close(self) -> None:
+        self.members = []
+
+
+class LocalRuntime:
+    """Runs everything in process.
+
+    Args:
+        observer: hears about progress.
+        shards: how many members share the pool; more than one only serves to test sharding.
+    """
+
+    def __init__(self, observer: Observer, shards: int = 1) -> None:
+        self.observer = observer
+        self.workers = 1
+        self.shards = shards
+        self.threads = os.cpu_count() or 1
+
+    def map_parts(self, stage: StageSpec, source: Source, target: Step) -> StepRecord:
+        def run(todo: list[int]) -> Iterator[Part]:
+            if todo:
+                worker = PartWorker(self._with_threads(stage))
+                for index in todo:
+                    yield worker.run(index, source, target)
+
+        return run_pass(self.observer, source, target, run)
+
+    def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group:
+        return LocalGroup(member, shards)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _with_threads(self, stage: StageSpec) -> StageSpec:
+        return replace(stage, resources=replace(stage.resources, cpus=self.threads))

@@ -1,0 +1,220 @@
+"""The cheap classifier: class-weighted logistic regression on the frozen vectors of the pool.
+
+Training and scoring are float64 in a fixed order of the rows and of the columns, so the model is the same for any
+order of the labels and any number of threads, and a row's score is the same alone, in a part or in the whole pool.
+It knows nothing of texts, encoders or rounds.
+
+Objective: sum_i weight_i * cross_entropy(y_i, w . x_i + b) + l2 / 2 * |w|^2, the bias free: scikit-learn's
+LogisticRegression with C = 1 / l2 and class_weight="balanced".
+
+Legend: N rows, D dimensions, T training rows, V validation rows.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from engine.algorithms.calibration import Calibration, calibrated_probability, validation_report
+from engine.algorithms.split import class_weights, one_class, smoothed_prior_logit, validation_mask
+from engine.errors import DataError
+from engine.schema import ERROR, PROBABILITY, VECTOR, canonical_json
+
+PROBABILITY_COLUMNS = [pa.field(PROBABILITY, pa.float32()), pa.field(ERROR, pa.large_string())]
+TILE_ROWS = 4096  # bounds the float64 copy of a part; has no influence on the result
+MAX_LBFGS_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """How a probe is trained.
+
+    Attributes:
+        l2: strength of the penalty against the sum over rows, so its influence falls as labels come in. 0 turns it off.
+        validation_fraction: share of the labels held out by id, in [0, 1).
+    """
+
+    l2: float = 1.0
+    validation_fraction: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeModel:
+    """A hyperplane, its calibration and how well it did.
+
+    Attributes:
+        weight_D: (D,) float64, all zero for a constant model.
+        intercept: added to the dot product.
+        calibration: fitted on the validation rows.
+        metrics: as returned by `train_probe`.
+    """
+
+    weight_D: np.ndarray
+    intercept: float
+    calibration: Calibration = Calibration()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def logit(self, x_ND: np.ndarray) -> np.ndarray:
+        """Uncalibrated log odds of hard, (N,) float64. Each row is one sum over contiguous columns, never BLAS."""
+        logit_N = np.empty(len(x_ND))
+        for start in range(0, len(x_ND), TILE_ROWS):
+            tile_ND = np.ascontiguousarray(x_ND[start : start + TILE_ROWS], np.float64)
+            logit_N[start : start + TILE_ROWS] = (tile_ND * self.weight_D).sum(axis=1)
+        return logit_N + self.intercept
+
+    def probability(self, x_ND: np.ndarray) -> np.ndarray:
+        """Calibrated probability of hard.
+
+        Args:
+            x_ND: (N, D) float16, or any float.
+
+        Returns:
+            (N,) float32, bit-equal for any tiling or order of the rows.
+        """
+        calibration = self.calibration
+        p_N = calibrated_probability(self.logit(x_ND), calibration.temperature, calibration.bias)
+        return p_N.astype(np.float32)
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file; the same model gives the same bytes."""
+        from safetensors.numpy import save
+
+        tensors = {
+            "weight": self.weight_D,
+            "intercept": np.array([self.intercept]),
+            "calibration": np.array([self.calibration.temperature, self.calibration.bias]),
+        }
+        return save(tensors, {"metrics": canonical_json(self.metrics)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ProbeModel:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            DataError: E410, the bytes are not a probe.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            tensors = load(data)
+            (header_bytes,) = struct.unpack("<Q", data[:8])
+            metrics = json.loads(json.loads(data[8 : 8 + header_bytes])["__metadata__"]["metrics"])
+            temperature, bias = tensors["calibration"].tolist()
+            weight_D, intercept = tensors["weight"], float(tensors["intercept"][0])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise DataError(
+                "the file is not a probe model", why=str(error), fix="delete the step that wrote it and rerun", code="E410"
+            ) from error
+        return cls(weight_D=weight_D, intercept=intercept, calibration=Calibration(temperature, bias), metrics=metrics)
+
+
+class ProbeStage:
+    """Scores the vectors of a part.
+
+    Args:
+        model_bytes: from `ProbeModel.to_bytes`.
+
+    Raises:
+        DataError: on call, E411, when the vectors have another number of dimensions than the model.
+    """
+
+    columns_in: ClassVar[tuple[str, ...]] = (VECTOR,)
+
+    def __init__(self, model_bytes: bytes) -> None:
+        self.model = ProbeModel.from_bytes(model_bytes)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        column = table[VECTOR].combine_chunks()
+        expected = len(self.model.weight_D)
+        if column.type.list_size != expected:
+            raise DataError(
+                f"the vectors have {column.type.list_size} dimensions, the probe {expected}",
+                why="the probe was trained on vectors of another encoder", fix="rerun from the embed step", code="E411",
+            )
+        present_N = column.is_valid().to_numpy(zero_copy_only=False)
+        x_PD = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, expected)
+        probability_N = np.full(len(column), np.nan, np.float32)
+        probability_N[present_N] = self.model.probability(x_PD)
+        failed_N = np.isnan(probability_N)
+        errors = [("vector is not finite" if p else "no vector") if f else None for p, f in zip(present_N, failed_N, strict=True)]
+        return pa.table(
+            [pa.array(probability_N, mask=failed_N), pa.array(errors, pa.large_string())],
+            schema=pa.schema(PROBABILITY_COLUMNS),
+        )
+
+
+def train_probe(
+    x_ND: np.ndarray, hard_N: np.ndarray, words_N: np.ndarray, settings: ProbeSettings, seed: int
+) -> tuple[ProbeModel, dict[str, Any]]:
+    """Trains on the rows that are not held out, calibrates and measures on those that are.
+
+    Args:
+        x_ND: (N, D) float16 unit vectors, or any float.
+        hard_N: (N,) bool, or float in [0, 1].
+        words_N: (N,) uint64 from `engine.schema.id_words`, distinct.
+        settings: see `ProbeSettings`.
+        seed: of the split, the same in every round; training itself draws nothing.
+
+    Returns:
+        the model, and its metrics: `num_train`, `hard_rate` (of all N labels, None for N = 0), `constant`, and those of
+        `engine.algorithms.calibration.validation_report`. A constant model (one class to train on, or no rows)
+        gives everyone the smoothed prior (hard + 1) / (rows + 2), uncalibrated.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    if not len(x_ND) == len(hard_N) == len(words_N):
+        raise ValueError(f"{len(x_ND)} vectors, {len(hard_N)} labels and {len(words_N)} ids")
+    order_N = np.argsort(words_N, kind="stable")
+    x_ND, words_N = np.asarray(x_ND[order_N], np.float64), words_N[order_N]
+    hard_N = np.asarray(hard_N, np.float64)[order_N]
+    held_N = validation_mask(words_N, seed, settings.validation_fraction)
+    hard_T = hard_N[~held_N]
+    constant = one_class(hard_T)
+    if constant:
+        weight_D, intercept = np.zeros(x_ND.shape[1]), smoothed_prior_logit(hard_T)
+    else:
+        weight_D, intercept = _fit(x_ND[~held_N], hard_T, settings.l2)
+    model = ProbeModel(weight_D=weight_D, intercept=intercept)
+    calibration, report = validation_report(model.logit(x_ND[held_N]), hard_N[held_N], words_N[held_N], seed)
+    hard_rate = float(hard_N.mean()) if len(hard_N) else None
+    metrics = {"num_train": len(hard_T), "hard_rate": hard_rate, "constant": constant, **report}
+    return replace(model, calibration=Calibration() if constant else calibration, metrics=metrics), metrics
+
+
+def _fit(x_TD: np.ndarray, hard_T: np.ndarray, l2: float) -> tuple[np.ndarray, float]:
+    """Minimises the objective above by L-BFGS from zero, on one thread: BLAS sums differ by their number."""
+    import torch
+
+    easy_weight, hard_weight = class_weights(hard_T)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        x, hard = torch.from_numpy(x_TD), torch.from_numpy(hard_T)
+        weight_T = hard * hard_weight + (1 - hard) * easy_weight
+        parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [parameters], max_iter=MAX_LBFGS_STEPS, tolerance_grad=1e-9, tolerance_change=1e-14,
+            history_size=20, line_search_fn="strong_wolfe",
+        )
+
+        def objective() -> torch.Tensor:
+            optimizer.zero_grad()
+            logit = x @ parameters[:-1] + parameters[-1]
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(logit, hard, weight_T, reduction="sum")
+            loss = (losses + l2 / 2 * parameters[:-1].square().sum()) / len(hard)
+            loss.backward()
+            return loss
+
+        optimizer.step(objective)
+    finally:
+        torch.set_num_threads(threads)
+    fitted = parameters.detach().numpy()
+    return fitted[:-1].copy(), float(fitted[-1])

@@ -1,0 +1,209 @@
+"""The output folder of a run: what trainers load (`data/`), what people read (`scores/`, card), and the ids.
+
+Every file is rebuilt from committed steps, in the pool's order, one part at a time. `data/` holds nothing but the
+training columns, because trainers guess from the columns they find.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.artifacts import Step
+from engine.config import RunConfig
+from engine.data.card import dataset_card, dataset_info
+from engine.data.formats import Format, common_format
+from engine.data.shapes import encode, merge_shapes, shape_schema
+from engine.data.writers import jsonl_bytes, output_format, parquet_bytes, training_row
+from engine.errors import ConfigError, DataError
+from engine.recipes.base import Context, Selection
+from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TOOLS, TURNS
+from engine.store import Store
+
+CONTAINERS = ("parquet", "jsonl", "jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which rows go out, and in which format."""
+
+    pool: Step
+    rows: np.ndarray  # (S,) int64, sorted
+    formats: Mapping[str, Format]  # per input file
+    output: str  # one of engine.data.writers.OUTPUT_FORMATS
+
+    def batches(self) -> Iterator[list[dict[str, Any]]]:
+        """Training rows in pool order, those of one part at a time."""
+        for table in self._tables([ROW, ID, FILE, RECORD]):
+            columns = (table[name].to_pylist() for name in (RECORD, FILE, ID))
+            yield [training_row(record, self.formats[file], self.output, key) for record, file, key in zip(*columns, strict=True)]
+
+    def has_tools(self) -> bool:
+        return any(pc.any(pc.not_equal(table[TOOLS], "")).as_py() for table in self._tables([ROW, TOOLS]))  # pyright: ignore
+
+    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        for part in self.pool.require().parts:
+            table = self.pool.read(part.index, columns)
+            inside = np.isin(table[ROW].to_numpy(), self.rows)
+            if inside.any():
+                yield table.filter(pa.array(inside))
+
+
+def choose(pool: Step, selected: Step, wanted: str) -> Chosen:
+    """`source` becomes `messages` when the input's files differ or their columns are not what trainers read."""
+    formats = {path: Format(**found) for path, found in pool.require().extra["formats"].items()}
+    common = common_format(formats.values())
+    output = "messages" if wanted == "source" and (common is None or not common.native) else wanted
+    return Chosen(pool, np.sort(selected.read_all([ROW])[ROW].to_numpy()), formats, output)
+
+
+def write_outputs(context: Context, selection: Selection, baselines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes everything a user takes away.
+
+    Returns:
+        `selected` (rows) and `format` (of data/).
+    """
+    store, config = context.store, context.config
+    chosen = choose(context.pool, selection.selected, config.output.format)
+    with_tools = chosen.has_tools()
+    final = output_format(next(iter(chosen.formats.values())), chosen.output, with_tools)
+    write_training_files(store, "data", chosen, "parquet", config.output.shard_rows)
+    write_scores(context, selection)
+    ranked = selection.selected.read_all([ID])[ID].to_pylist()
+    store.write_bytes("ids.txt", "".join(f"{key}\n" for key in ranked).encode())
+    store.write_bytes("rejected.jsonl", store.read_bytes(f"{context.pool.folder}/rejected.jsonl"))
+    info = dataset_info(config.output.name, final, with_tools)
+    store.write_bytes("dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
+    card = dataset_card(card_facts(config, context, selection, final.name, baselines))
+    store.write_bytes("README.md", card.encode())
+    return {"selected": len(ranked), "format": final.name}
+
+
+def write_training_files(store: Store, folder: str, chosen: Chosen, container: str, shard_rows: int) -> int:
+    """Writes `train-00000-of-0000N` files and nothing else into the folder; returns the number of rows.
+
+    The Arrow types are decided over all rows first, so that every file has the same schema.
+    """
+    shape = None
+    for batch in chosen.batches():
+        shape = merge_shapes(batch, shape)
+    assert shape is not None
+    schema = shape_schema(shape)
+    total = len(chosen.rows)
+    files = max(1, -(-total // shard_rows))
+    names, waiting = [], []
+    for batch in with_end(chosen.batches()):
+        waiting += batch or []
+        while len(waiting) >= shard_rows or (batch is None and waiting):
+            rows, waiting = waiting[:shard_rows], waiting[shard_rows:]
+            name = f"train-{len(names):05d}-of-{files:05d}.{container}"
+            names.append(name)
+            store.write_bytes(f"{folder}/{name}", file_bytes(rows, schema, container))
+    remove_others(store, folder, names)
+    return total
+
+
+def with_end(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]] | None]:
+    yield from batches
+    yield None
+
+
+def file_bytes(rows: list[dict[str, Any]], schema: pa.Schema, container: str) -> bytes:
+    if container == "parquet":
+        return parquet_bytes(encode(rows, schema))
+    data = jsonl_bytes(rows)
+    return gzip.compress(data, mtime=0) if container == "jsonl.gz" else data
+
+
+def remove_others(store: Store, folder: str, names: list[str]) -> None:
+    """Drops files of an earlier selection: a loader would read them as part of this one."""
+    for name in set(store.list(folder)) - set(names):
+        store.remove(f"{folder}/{name}")
+
+
+def write_scores(context: Context, selection: Selection) -> None:
+    """`scores/`: every row of the pool with its scores, its rank if selected, and why it is in or out."""
+    chosen = selection.selected.read_all([ROW, "rank", "reason"])
+    order = np.argsort(chosen[ROW].to_numpy(), kind="stable")
+    rows_S, rank_S = chosen[ROW].to_numpy()[order], chosen["rank"].to_numpy()[order]
+    why: dict[int, str] = {}
+    for reasons in (selection.reasons, chosen):
+        if reasons is not None:
+            why |= dict(zip(reasons[ROW].to_pylist(), reasons["reason"].to_pylist(), strict=True))
+    names = []
+    for part in context.pool.require().parts:
+        table = context.pool.read(part.index, [ROW, ID, FILE, LINE, SOURCE, TURNS, PROMPT, RESPONSE])
+        rows = table[ROW].to_numpy()
+        inside = np.isin(rows, rows_S)
+        ranks = np.zeros(len(rows), dtype=np.int64)
+        ranks[inside] = rank_S[np.searchsorted(rows_S, rows[inside])]
+        columns = {name: table[name] for name in (ID, ROW, FILE, LINE, SOURCE, TURNS)}
+        columns |= {f"{name}_chars": pc.utf8_length(table[name]) for name in (PROMPT, RESPONSE)}  # pyright: ignore
+        if selection.scores is not None:
+            scored = selection.scores.read(part.index)
+            columns |= {name: scored[name] for name in scored.column_names if name != ROW}
+        columns["rank"] = pa.array(ranks, mask=~inside)
+        columns["selected"] = pa.array(inside)
+        columns["reason"] = pa.array([why.get(row, selection.default_reason) for row in rows.tolist()], pa.string())
+        names.append(f"part-{part.index:05d}.parquet")
+        context.store.write_bytes(f"scores/{names[-1]}", parquet_bytes(pa.table(columns)))
+    remove_others(context.store, "scores", names)
+
+
+def card_facts(
+    config: RunConfig, context: Context, selection: Selection, format_name: str, baselines: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the dataset card tells."""
+    counts = context.pool.require().extra
+    facts: dict[str, Any] = {
+        "rows read": counts["rows_read"],
+        "rejected": counts["rejected"],
+        "exact duplicates": counts["duplicates"],
+        "seed": config.seed,
+        "encoder": config.encoder.model,
+    }
+    for entry in selection.facts.get("rounds", []):
+        label = f"round {entry['round']}"
+        facts[label] = f"{entry['judged']} judged, {entry['hard_rate']:.1%} hard, validation AUC {entry['val_auc']}"
+    for line in baselines:
+        facts[f"mean response length, {line['name']}"] = f"{line['response_chars']:.0f} characters"
+    return {
+        "name": config.output.name,
+        "rows": context.budget,
+        "pool_rows": context.pool_rows,
+        "method": config.recipe.name,
+        "format": format_name,
+        "facts": facts,
+        "sources": sorted(counts["formats"]),
+        "tags": [config.recipe.name],
+    }
+
+
+def export_selection(out: str, to: str, output: str, container: str) -> int:
+    """Writes the selection of a finished run into a new folder.
+
+    Returns:
+        rows written.
+
+    Raises:
+        ConfigError: an unknown container, or a folder that is not empty.
+        DataError: the run is not finished.
+    """
+    if container not in CONTAINERS:
+        raise ConfigError(f"unknown container {container!r}", fix=f"use one of {', '.join(CONTAINERS)}", code="E232")
+    run, target = Store(out), Store(to)
+    if not run.exists("run.json"):
+        raise DataError(f"{out} holds no finished run", fix="finish it with `iterselect run`", code="E441")
+    if target.list():
+        raise ConfigError(f"{to} is not empty", fix="choose a new folder", code="E241")
+    steps = json.loads(run.read_bytes("run.json"))["steps"]
+    pool, selected = (Step.at(run, steps[name]) for name in ("ingest", "selected"))
+    chosen = choose(pool, selected, output)
+    return write_training_files(target, "", chosen, container, 100_000)

@@ -1,0 +1,43 @@
+"""The registry of selection methods. One line per recipe; listing them imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from engine.errors import ConfigError
+
+# name -> module that holds `Config` (a RecipeConfig) and `select(context) -> Selection`
+RECIPES = {
+    "iterselect": "engine.recipes.iterselect",
+    "random": "engine.recipes.random",
+    "balanced_random": "engine.recipes.balanced_random",
+    "longest": "engine.recipes.longest",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A registered method: its module gives the config model, the function and the one-line description."""
+
+    name: str
+    module: ModuleType
+
+    @property
+    def summary(self) -> str:
+        return (self.module.__doc__ or "").strip().splitlines()[0]
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no recipe is called {name!r}", fix=f"{hint}known recipes: {', '.join(RECIPES)}", code="E220")
+    return Recipe(name, importlib.import_module(RECIPES[name]))

@@ -1,0 +1,55 @@
+"""Random rows in equal numbers from every source or cluster: the fair anchor for methods that diversify.
+
+Groups too small for their share pass the rest on to the others. Inside a group the draw is by hash of (seed, id).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.algorithms.kmeans import kmeans
+from engine.algorithms.sampling import cluster_quotas, smallest_per_group
+from engine.config import RecipeConfig
+from engine.recipes.base import Context, Selection
+from engine.schema import ID, ROW, SOURCE, id_words, seeded_hash
+
+
+class Config(RecipeConfig):
+    name: Literal["balanced_random"] = "balanced_random"
+    by: Literal["source", "cluster"] = Field("source", description="What the draw is balanced over")
+    clusters: int = Field(100, ge=1, description="Number of K-Means clusters when by is cluster")
+    iterations: int = Field(20, ge=1, description="Most K-Means iterations")
+
+
+def balanced_by_source(context: Context) -> np.ndarray:
+    """(budget,) rows, the same number from every source as far as they last."""
+    pieces = [context.pool.read(p.index, [ROW, ID, SOURCE]) for p in context.pool.require().parts]
+    rows = np.concatenate([piece[ROW].to_numpy() for piece in pieces])
+    words = np.concatenate([id_words(piece[ID]) for piece in pieces])
+    names = np.concatenate([piece[SOURCE].to_numpy(zero_copy_only=False) for piece in pieces]).astype(str)
+    groups, counts = np.unique(names, return_inverse=True, return_counts=True)[1:]
+    keys = seeded_hash(words, context.config.seed, "balanced_random")
+    picked = smallest_per_group(groups, keys, cluster_quotas(counts, context.budget, "equal"))
+    return rows[picked[np.argsort(keys[picked], kind="stable")]]
+
+
+def balanced_by_cluster(context: Context, config: Config) -> np.ndarray:
+    """(budget,) rows, the same number from every K-Means cluster as far as they last."""
+    seed = context.config.seed
+    index = context.index(context.vectors())
+    result = kmeans(index, config.clusters, seed=seed, iterations=config.iterations)
+    drawn = index.draw(result.centroids_KD, result.counts_K, context.budget, "equal", seed, "balanced_random")
+    index.close()
+    return drawn.rows[np.argsort(seeded_hash(drawn.words, seed, "balanced_random"), kind="stable")]
+
+
+def select(context: Context) -> Selection:
+    config = context.config.recipe
+    assert isinstance(config, Config)
+    rows = balanced_by_source(context) if config.by == "source" else balanced_by_cluster(context, config)
+    settings = {"seed": context.config.seed, **config.model_dump(), "encoder": context.config.encoder.model_dump()}
+    selected = context.select_rows("balanced_random", rows, f"drawn at random, balanced by {config.by}", settings)
+    return Selection(selected, None, "not drawn")

@@ -1,0 +1,103 @@
+"""What every recipe gets and what it gives back. It knows nothing of any method."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.artifacts import Step, take_rows, write_table
+from engine.config import RunConfig
+from engine.errors import TooManyFailures
+from engine.runtime import Resources, Runtime, StageSpec
+from engine.schema import ID, PROMPT, ROW, VECTOR
+from engine.shards import PoolIndex
+from engine.store import Store
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a recipe chose, and why.
+
+    Attributes:
+        selected: step with `row, id, rank, reason`, in rank order from 0.
+        scores: step parallel to the pool's parts with `row` and the method's columns for every row, or None.
+        reasons: (row, reason) of rows that were left out for a reason of their own.
+        default_reason: why every other row was left out.
+        facts: JSON-able figures for the summary, such as `rounds` and `clusters`.
+    """
+
+    selected: Step
+    scores: Step | None
+    default_reason: str
+    reasons: pa.Table | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """A recipe's view of the run: settings, the frozen pool, and the runtime's two verbs."""
+
+    config: RunConfig
+    store: Store
+    pool: Step
+    runtime: Runtime
+    budget: int  # rows to select
+
+    @property
+    def pool_rows(self) -> int:
+        return self.pool.require().rows
+
+    def step(self, name: str, settings: Mapping[str, Any], inputs: list[str], version: int = 1) -> Step:
+        return Step(self.store, name, settings, inputs, version)
+
+    def vectors(self) -> Step:
+        """One unit vector per row of the pool, from the prompt: the step `embed`."""
+        from engine.models.encoder import EmbedStage, encoder_settings
+
+        settings = encoder_settings(self.config.encoder.model_dump())
+        target = self.step("embed", {"encoder": settings, "column": PROMPT}, [self.pool.fingerprint])
+        stage = StageSpec(
+            name="embed",
+            factory=EmbedStage,
+            kwargs={"encoder": settings, "column": PROMPT},
+            columns_in=[PROMPT],
+            columns_out=[pa.field(VECTOR, pa.null())],
+            resources=self.resources(),
+        )
+        self.runtime.map_parts(stage, self.pool, target)
+        return target
+
+    def index(self, vectors: Step) -> PoolIndex:
+        return PoolIndex(self.runtime, self.pool, vectors)
+
+    def resources(self, resident: bool = False) -> Resources:
+        """Of one worker that runs a model."""
+        return Resources(cpus=self.config.runtime.threads, gpus=self.config.runtime.gpus, resident=resident)
+
+    def check_failures(self, what: str, failed: int, rows: int) -> None:
+        """Stops the run when too large a share of rows failed.
+
+        Raises:
+            TooManyFailures: with the share, the limit and where the reasons are.
+        """
+        if rows and failed / rows > self.config.max_failed:
+            raise TooManyFailures(
+                f"{failed} of {rows} rows failed ({failed / rows:.1%}); the limit is {self.config.max_failed:.1%}",
+                where=what,
+                fix=f"read the `error` column in {self.store.path(what)}, or raise max_failed",
+            )
+
+    def select_rows(self, name: str, rows_I: np.ndarray, reason: str, settings: Mapping[str, Any]) -> Step:
+        """The `selected` step of a recipe that gives one reason for all its rows, best first."""
+        target = self.step(name, {**settings, "budget": self.budget}, [self.pool.fingerprint])
+        if target.record() is None:
+            ids = take_rows(self.pool, rows_I, [ID])
+            ranks = pa.array(np.arange(len(rows_I)))
+            table = pa.table([ids[ROW], ids[ID], ranks, pa.array([reason] * len(rows_I))], ["row", "id", "rank", "reason"])
+            write_table(target, table, sys.maxsize)
+        return target

@@ -1,0 +1,231 @@
+"""IterSelectTune: a judge labels a few rows hard or easy, a classifier learns it and selects the rest for free.
+
+Song, Liu, Zhu, Rao 2024, arXiv 2410.13464; no code was published. S = pool, V = diverse subset, D = batch,
+D^H = hard set, M(x) = the classifier's probability of hard, R(x) = largest cosine to D^H (self excluded, clipped to
+[0, 1]), F = alpha * M + (1 - alpha) * R.
+
+1. K-Means over S; V is drawn from the clusters.
+2. Rounds: a batch D of V (at random, later by F) is answered by the model and judged against the reference; hard rows
+   join D^H; the classifier is retrained on all labels so far.
+3. Inference, Figure 1 of the paper: K-Means over what is left gives V, its best rows by F join D^H without the judge,
+   R is updated, until the budget is reached. `one_shot` ranks the whole pool once instead.
+
+Differs from the paper in: the judge's ties count as easy; rows that the judge failed on stay unlabelled; the defaults
+of every number the paper leaves out (see each field); rows judged easy are taken only when nothing else is left.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from engine.algorithms.kmeans import kmeans
+from engine.algorithms.ranking import combine_scores, top_rows
+from engine.artifacts import Step, take_rows, write_table
+from engine.config import (
+    ClassifierConfig,
+    EmbeddingJudgeConfig,
+    Fraction,
+    GeneratorConfig,
+    JudgeConfig,
+    NeighborConfig,
+    ProbeConfig,
+    RecipeConfig,
+)
+from engine.labelling import Labelled, label_rounds, pool_scores
+from engine.recipes.base import Context, Selection
+from engine.schema import HARD, ID, ROW, VECTOR
+from engine.shards import PoolIndex, Rows, Scores
+
+
+class Config(RecipeConfig):
+    name: Literal["iterselect"] = "iterselect"
+    clusters: int = Field(100, ge=1, description="K of K-Means (not given in the paper)")
+    iterations: int = Field(20, ge=1, description="Most K-Means iterations")
+    diverse_fraction: Fraction = Field(0.3, description="Size of the diverse subset V as a share of the pool")
+    diverse_max: int = Field(15_000, ge=1, description="Largest V, in rows")
+    draw: Literal["equal", "proportional"] = Field("equal", description="How many rows each cluster gives to V")
+    batch_size: int = Field(1000, ge=1, description="Rows judged per round; less when V is too small for max_rounds")
+    max_rounds: int = Field(5, ge=1, description="Most rounds of judging and retraining")
+    accuracy_threshold: Fraction = Field(0.95, description="Stop when the validation accuracy reaches it")
+    patience: int = Field(3, ge=1, description="Stop after so many rounds without a better validation AUC")
+    alpha: Fraction = Field(0.7, description="Weight of the classifier in F; the rest is similarity to the hard set")
+    explore_fraction: Fraction = Field(0.0, description="Share of a later batch drawn at random instead of by F")
+    validation_fraction: Fraction = Field(0.2, description="Share of the labelled rows held out, fixed by id")
+    tie: Literal["easy", "hard", "drop"] = Field("easy", description="What a tie of the judge counts as")
+    similarity: Literal["clip", "minmax"] = Field("clip", description="Range of R: clipped to [0, 1] or min-max scaled")
+    inference: Literal["iterative", "one_shot"] = Field("iterative", description="How the rest is selected")
+    inference_steps: int = Field(10, ge=1, description="Turns in which iterative inference fills the budget")
+    always_keep_hard: bool = Field(False, description="one_shot: put the rows judged hard first")
+    exclude_easy: bool = Field(False, description="one_shot: leave out the rows judged easy")
+    part_rows: int = Field(256, ge=1, description="Rows given to a generator or judge worker at a time")
+    generator: GeneratorConfig = Field(default_factory=NeighborConfig, description="Answers the prompts of a batch")
+    judge: JudgeConfig = Field(default_factory=EmbeddingJudgeConfig, description="Compares answer and reference")
+    classifier: ClassifierConfig = Field(default_factory=ProbeConfig, description="Learns hard from easy")
+
+
+def select(context: Context) -> Selection:
+    config = context.config.recipe
+    assert isinstance(config, Config)
+    vectors = context.vectors()
+    index = context.index(vectors)
+    try:
+        diverse = diverse_subset(context, config, index, vectors)
+        labelled = label_rounds(context, config, index, diverse)
+        scores = pool_scores(context, config, labelled)
+        choose = iterative_inference if config.inference == "iterative" else one_shot_inference
+        selected = choose(context, config, index, labelled, scores)
+        scored = write_pool_scores(context, config, index, labelled, scores, diverse, selected)
+    finally:
+        index.close()
+    return Selection(
+        selected=selected,
+        scores=scored,
+        default_reason="score below the cut",
+        reasons=judged_reasons(labelled),
+        facts={"clusters": diverse.require().extra["clusters"], "rounds": labelled.metrics},
+    )
+
+
+def diverse_subset(context: Context, config: Config, index: PoolIndex, vectors: Step) -> Step:
+    """V with everything a round needs: the pool's columns and the vector of each row, sorted by id."""
+    names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw")
+    settings = {"seed": context.config.seed, **{name: getattr(config, name) for name in names}}
+    target = context.step("diverse", settings, [vectors.fingerprint])
+    if target.record() is None:
+        context.runtime.observer.step_started("diverse", context.pool_rows)
+        size = diverse_rows(config, context.pool_rows)
+        result = kmeans(index, config.clusters, seed=context.config.seed, iterations=config.iterations)
+        drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, context.config.seed, "diverse")
+        table = take_rows(context.pool, drawn.rows)
+        table = table.append_column(VECTOR, index.vectors_arrow(drawn.rows))
+        facts = {"clusters": len(result.centroids_KD), "inertia": result.inertia[-1]}
+        save_centroids(target, result.centroids_KD)
+        record = write_table(target, table, config.part_rows, facts)
+        context.runtime.observer.step_done("diverse", record.rows, record.seconds, 0, reused=False)
+    return target
+
+
+def diverse_rows(config: Config, pool_rows: int) -> int:
+    """Rows of V: a share of the pool, bounded."""
+    return max(1, min(config.diverse_max, round(config.diverse_fraction * pool_rows)))
+
+
+def save_centroids(step: Step, centroids_KD: np.ndarray) -> None:
+    step.store.write_bytes(f"{step.folder}/centroids.f32", centroids_KD.astype("<f4").tobytes())
+
+
+def load_centroids(step: Step, dim: int) -> np.ndarray:
+    data = step.store.read_bytes(f"{step.folder}/centroids.f32")
+    return np.frombuffer(data, dtype="<f4").reshape(-1, dim)
+
+
+def iterative_inference(
+    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores
+) -> Step:
+    """Fills the budget turn by turn: cluster what is left, draw V, take the best by F, add them to D^H."""
+    hard = labelled.rows(index, hard=True, scores=scores)
+    kept = hard.rows[top_rows(f_scores(config, index, hard), hard.words, context.budget)]
+    rounds = labelled.rounds()
+    chosen = [(kept, np.array([f"judged hard in round {rounds[row]}" for row in kept.tolist()]))]
+    batch = max(1, -(-context.budget // config.inference_steps))
+    names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw", "alpha", "similarity", "inference_steps")
+    settings = {"budget": context.budget, "seed": context.config.seed, **{n: getattr(config, n) for n in names}}
+    previous = labelled.fingerprint
+    turn = 0
+    while (missing := context.budget - sum(len(rows) for rows, _ in chosen)) > 0 and (left := index.count()) > 0:
+        picked = context.step(f"inference/{turn:03d}", {**settings, "turn": turn}, [previous])
+        if picked.record() is None:
+            context.runtime.observer.step_started(picked.name, left)
+            table = inference_turn(context, config, index, scores, min(batch, missing), left, turn)
+            write_table(picked, table, context.pool_rows)
+            context.runtime.observer.step_done(picked.name, len(table), picked.require().seconds, 0, reused=False)
+        rows = picked.read_all([ROW])[ROW].to_numpy()
+        chosen.append((rows, np.array([f"score, inference turn {turn + 1}"] * len(rows))))
+        index.remember(picked)
+        previous = picked.fingerprint
+        turn += 1
+    missing = context.budget - sum(len(rows) for rows, _ in chosen)
+    if missing > 0:
+        easy = labelled.rows(index, hard=False, scores=scores)
+        best = top_rows(f_scores(config, index, easy), easy.words, missing)
+        chosen.append((easy.rows[best], np.array(["judged easy, nothing else was left"] * len(best))))
+    return save_selection(context, chosen, {**settings, "how": "iterative"}, [previous])
+
+
+def inference_turn(
+    context: Context, config: Config, index: PoolIndex, scores: Scores, take: int, left: int, turn: int
+) -> pa.Table:
+    """The `take` best rows by F of a fresh V, as an entry of the index's log (row, hard, vector), best first."""
+    seed = context.config.seed
+    result = kmeans(index, config.clusters, seed=seed, iterations=config.iterations)
+    size = max(diverse_rows(config, left), min(left, 2 * take))
+    drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, seed, f"inference/{turn}", scores)
+    best = drawn.take(top_rows(f_scores(config, index, drawn), drawn.words, take))
+    columns = [pa.array(best.rows), pa.array([True] * len(best.rows)), index.vectors_arrow(best.rows)]
+    return pa.table(columns, names=[ROW, HARD, VECTOR])
+
+
+def one_shot_inference(
+    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores
+) -> Step:
+    """Ranks the whole pool once by F, the labelled rows among it unless asked otherwise."""
+    hard, easy = (labelled.rows(index, hard=flag, scores=scores) for flag in (True, False))
+    ranked = index.top(scores, config.alpha, config.similarity, context.budget + len(hard.rows) + len(easy.rows))
+    rows = ranked.rows[~np.isin(ranked.rows, easy.rows)] if config.exclude_easy else ranked.rows
+    first = np.empty(0, dtype=np.int64)
+    if config.always_keep_hard:
+        first = hard.rows[top_rows(f_scores(config, index, hard), hard.words, context.budget)]
+        rows = rows[~np.isin(rows, first)]
+    rest = rows[: context.budget - len(first)]
+    chosen = [(first, np.array(["judged hard"] * len(first))), (rest, np.array(["score"] * len(rest)))]
+    names = ("alpha", "always_keep_hard", "exclude_easy")
+    settings = {"budget": context.budget, "how": "one_shot", **{name: getattr(config, name) for name in names}}
+    return save_selection(context, chosen, settings, [labelled.fingerprint])
+
+
+def f_scores(config: Config, index: PoolIndex, rows: Rows) -> np.ndarray:
+    """F of some rows."""
+    return combine_scores(rows.probability, index.scaled(rows.similarity, config.similarity), config.alpha)
+
+
+def save_selection(
+    context: Context, chosen: list[tuple[np.ndarray, np.ndarray]], settings: dict[str, Any], inputs: list[str]
+) -> Step:
+    target = context.step("selected", settings, inputs)
+    if target.record() is None:
+        rows = np.concatenate([rows for rows, _ in chosen])
+        reasons = np.concatenate([reasons.astype(object) for _, reasons in chosen])
+        ids = take_rows(context.pool, rows, [ID])
+        columns = [ids[ROW], ids[ID], pa.array(np.arange(len(rows))), pa.array(reasons.tolist(), pa.string())]
+        write_table(target, pa.table(columns, ["row", "id", "rank", "reason"]), context.pool_rows)
+    return target
+
+
+def write_pool_scores(
+    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores, diverse: Step, selected: Step
+) -> Step:
+    """M, R, F and cluster of every row of the pool, parallel to its parts. R is to the final D^H."""
+    target = context.step("scores", {"alpha": config.alpha, "similarity": config.similarity}, [diverse.fingerprint, selected.fingerprint])
+    if target.record() is None:
+        started = time.monotonic()
+        context.runtime.observer.step_started("scores", context.pool_rows)
+        index.write_scores(load_centroids(diverse, index.dim()), scores, config.alpha, config.similarity, target)
+        record = target.finish(started=started)
+        context.runtime.observer.step_done("scores", record.rows, record.seconds, 0, reused=False)
+    return target
+
+
+def judged_reasons(labelled: Labelled) -> pa.Table:
+    """Why rows that the judge saw were left out."""
+    rows, reasons = [], []
+    for number, table in enumerate(labelled.tables):
+        for row, hard in zip(table[ROW].to_pylist(), table[HARD].to_pylist(), strict=True):
+            rows.append(row)
+            reasons.append(f"judged {'hard, but over the budget' if hard else 'easy'} in round {number + 1}")
+    return pa.table([pa.array(rows, pa.int64()), pa.array(reasons, pa.string())], names=[ROW, "reason"])
+

@@ -1,0 +1,148 @@
+"""One invocation of `run`: the run folder, the events, the exit state. Wraps engine.job.execute, which does the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine.config import RunConfig
+from engine.errors import ConfigError, DataError, EnvironmentProblem, IterselectError
+from engine.events import EventObserver, Events
+from engine.store import Store
+
+MakeRuntime = Callable[[RunConfig, Any], Any]
+
+
+def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: MakeRuntime) -> dict[str, Any]:
+    """Runs a config in its folder and leaves status.json, events.jsonl and run.json behind.
+
+    Args:
+        config: resolved settings.
+        fresh: put an existing run folder aside first.
+        quiet: no progress on stderr.
+        make_runtime: (config, observer) -> Runtime; given by the command line, which alone knows of Ray.
+
+    Returns:
+        The summary.
+    """
+    from engine.console import LiveTable
+
+    store = Store(config.out)
+    if fresh:
+        put_aside(store)
+    check_out(store)
+    events = Events(store)
+    with LiveTable(quiet=quiet) as view:
+        observer = EventObserver(events, view)
+        for change in changed_settings(store, config):
+            observer.note(change)
+        events.status("running", resume_command=resume_command())
+        runtime = None
+        try:
+            from engine.data.inputs import resolve_inputs
+
+            resolve_inputs(config.data.path)  # a missing file should not wait for a cluster
+            started = time.monotonic()
+            runtime = make_runtime(config, observer)
+            observer.step_started("start", 0)
+            observer.step_done("start", 0, time.monotonic() - started, 0, reused=False)
+            from engine.job import execute
+
+            summary = execute(config, store, runtime, observer.steps)
+        except IterselectError as error:
+            events.status("failed", exit_code=error.exit_code, reason=str(error))
+            raise
+        except KeyboardInterrupt:
+            events.status("stopped", exit_code=130, reason="interrupted")
+            raise
+        except BaseException as error:
+            events.status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if runtime is not None:
+                runtime.close()
+    events.status("done", exit_code=0, reason="")
+    return summary
+
+
+def put_aside(store: Store) -> None:
+    """Renames an existing run folder; nothing is ever deleted."""
+    if not store.is_local:
+        raise ConfigError("--fresh needs a local run folder", fix=f"choose another out= than {store.root}")
+    if store.exists(""):
+        os.rename(store.root, f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}.old")
+
+
+def check_out(store: Store) -> None:
+    """Refuses a folder that is somebody else's, before anything is written.
+
+    Raises:
+        ConfigError: the folder holds files but no run.
+        EnvironmentProblem: it cannot be written.
+    """
+    if not store.is_local:
+        return
+    names = store.list()
+    if names and not {"config.yaml", "status.json", "events.jsonl"} & set(names):
+        raise ConfigError(f"{store.root} holds other files", fix="choose an empty or new folder with out=", code="E240")
+    try:
+        Path(store.root).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot create {store.root}: {error.strerror}", fix="choose another out=") from error
+
+
+def changed_settings(store: Store, config: RunConfig) -> list[str]:
+    """What differs from the last run in this folder, one line a setting. Steps that do not depend on it are reused."""
+    import yaml
+
+    if not store.exists("config.yaml"):
+        return []
+    before = flat(yaml.safe_load(store.read_bytes("config.yaml")) or {})
+    now = flat(config.model_dump(mode="json"))
+    keys = sorted((before.keys() | now.keys()) - {"out"})
+    changed = [key for key in keys if before.get(key) != now.get(key)]
+    return [f"changed since the last run here: {key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed]
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        result |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return result
+
+
+def resume_command() -> str:
+    import shlex
+    import sys
+
+    return shlex.join(["iterselect", *sys.argv[1:]])
+
+
+def read_status(out: str) -> dict[str, Any]:
+    """status.json of a run, with the summary when it is done.
+
+    Raises:
+        DataError: there is no run.
+    """
+    store = Store(out)
+    if not store.exists("status.json"):
+        raise DataError(f"no run in {out}", fix="give the folder that `iterselect run` wrote to", code="E440")
+    found = json.loads(store.read_bytes("status.json"))
+    if found["state"] == "running" and store.is_local and not alive(found.get("pid", 0)):
+        found["state"] = "interrupted"
+    if found["state"] == "done" and store.exists("run.json"):
+        found["summary"] = json.loads(store.read_bytes("run.json"))["summary"]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    import psutil
+
+    return psutil.pid_exists(pid)

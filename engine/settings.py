@@ -1,0 +1,74 @@
+"""From what the user typed to a `RunConfig`: a YAML file or a recipe's name, data paths, and key=value overrides."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, create_model
+
+from engine.config import RunConfig
+from engine.config_loader import Document, apply_overrides, load_yaml, parse_yaml, validate
+from engine.errors import ConfigError
+from engine.recipes import RECIPES, load_recipe
+
+OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
+
+
+def run_config_model(recipe: str) -> type[RunConfig]:
+    """RunConfig with the settings of one recipe in place of the base class."""
+    config: type[BaseModel] = load_recipe(recipe).module.Config
+    description = RunConfig.model_fields["recipe"].description
+    return create_model("RunConfig", __base__=RunConfig, recipe=(config, Field(description=description)))
+
+
+def load_config(target: str, rest: list[str]) -> RunConfig:
+    """Resolves a run.
+
+    Args:
+        target: path of a YAML file, or the name of a recipe.
+        rest: data paths and `key.sub=value` overrides, in any order.
+
+    Raises:
+        ConfigError: naming file, line, column and key of every problem.
+    """
+    overrides = [item for item in rest if OVERRIDE.match(item)]
+    data = [item for item in rest if not OVERRIDE.match(item)]
+    document = start_document(target)
+    if data:
+        overrides = [f"data.path={data if len(data) > 1 else data[0]}", *overrides]
+        document = with_plain_data_expanded(document)
+    document = with_recipe_expanded(apply_overrides(document, overrides))
+    name = document.value["recipe"].get("name")
+    if not isinstance(name, str):
+        raise ConfigError("recipe.name is required", where=document.where(("recipe",)), fix=f"one of {', '.join(RECIPES)}")
+    return validate(run_config_model(name), document)
+
+
+def start_document(target: str) -> Document:
+    """The YAML file, or the preset of that name."""
+    if target in RECIPES:
+        return parse_yaml(f"recipe: {{name: {target}}}\nout: runs/{target}\n", f"preset {target}")
+    if not Path(target).exists() and not target.endswith((".yaml", ".yml")):
+        load_recipe(target)  # raises, naming the nearest recipe
+    return load_yaml(target)
+
+
+def with_recipe_expanded(document: Document) -> Document:
+    """`recipe: random` is short for `recipe: {name: random}`."""
+    recipe: Any = document.value.get("recipe")
+    if recipe is None:
+        raise ConfigError("recipe is required", where=document.where(()), fix=f"add `recipe: {{name: {next(iter(RECIPES))}}}`")
+    if isinstance(recipe, str):
+        document.value["recipe"] = {"name": recipe}
+    elif not isinstance(recipe, dict):
+        raise ConfigError(f"recipe must be a name or settings, got {recipe!r}", where=document.where(("recipe",)))
+    return document
+
+
+def with_plain_data_expanded(document: Document) -> Document:
+    """`data: pool.jsonl` becomes `data: {path: pool.jsonl}`, so that a path on the command line can replace it."""
+    if isinstance(document.value.get("data"), (str, list)):
+        document.value["data"] = {"path": document.value["data"]}
+    return document

@@ -1,0 +1,279 @@
+"""The pool's vectors, shared out over members, and what iterative selection asks of them.
+
+A member (`PoolShard`) holds the float16 vectors of some parts and derives all its state from a log of committed
+entries, so a member that was lost is rebuilt by replaying the log and a repeated call is harmless. `PoolIndex` is the
+recipe's side: one object that looks like a single big array whatever the number of shards. Every reduce is exact, so
+the shard count never shows in a result. It knows nothing of Ray, rounds or judges.
+
+Shapes: N rows of a shard, D dims, K clusters, H hard rows, Q queries, I rows asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from engine.algorithms.kmeans import ArrayPoints, PartialSums, merge_samples, nearest_centroid
+from engine.algorithms.ranking import combine_scores, top_rows
+from engine.algorithms.sampling import cluster_quotas, smallest_per_group
+from engine.algorithms.similarity import Nearest, clip_similarity, merge_nearest, nearest_rows, update_best
+from engine.artifacts import Step
+from engine.data.vectors import vectors_from_arrow, vectors_to_arrow
+from engine.runtime import Group, Resources, Runtime
+from engine.schema import HARD, ID, ROW, VECTOR, id_words, seeded_hash
+
+
+class Scores(Protocol):
+    """Where a shard gets its rows' probability of being hard from."""
+
+    def of(self, rows_N: np.ndarray, x_ND: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of the pool, as parallel arrays."""
+
+    rows: np.ndarray  # int64
+    words: np.ndarray  # uint64, first half of the id
+    probability: np.ndarray  # float32, NaN when no scores were asked for
+    similarity: np.ndarray  # float32 in [0, 1], to the hard set
+    cluster: np.ndarray  # int32, -1 when not clustered
+
+    def take(self, picked_I: np.ndarray) -> Rows:
+        return Rows(*(getattr(self, name)[picked_I] for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def concat(pieces: Sequence[Rows]) -> Rows:
+        return Rows(*(np.concatenate([getattr(p, name) for p in pieces]) for name in Rows.__dataclass_fields__))
+
+
+class PoolShard:
+    """One member: the vectors of some parts, which of their rows are still candidates, and their similarity to the
+    hard set.
+
+    Args:
+        pool, vectors: parallel steps.
+        parts: indices of the parts this member holds.
+        threads: CPU threads it may use.
+    """
+
+    def __init__(self, pool: Step, vectors: Step, parts: Sequence[int], threads: int) -> None:
+        from engine.models.threads import set_threads
+
+        set_threads(threads)
+        ids = [pool.read(part, [ROW, ID]) for part in parts]
+        self.parts = list(parts)
+        self.part_rows = [table.num_rows for table in ids]
+        self.rows_N = np.concatenate([table[ROW].to_numpy() for table in ids])
+        self.words_N = np.concatenate([id_words(table[ID]) for table in ids])
+        self.x_ND = np.concatenate([vectors_from_arrow(vectors.read(part, [VECTOR])[VECTOR]) for part in parts])
+        self.alive_N = np.ones(len(self.rows_N), dtype=bool)
+        self.best_N = np.full(len(self.rows_N), -np.inf, dtype=np.float32)
+        self.applied: list[str] = []
+        self.points = ArrayPoints(self.x_ND, self.words_N)
+
+    def _catch_up(self, log: Sequence[Step]) -> None:
+        """Applies the entries not seen yet: their rows leave the candidates, and the hard ones join the hard set."""
+        for entry in log[len(self.applied) :]:
+            table = entry.read_all([ROW, HARD, VECTOR])
+            rows_I = table[ROW].to_numpy()
+            hard_I = table[HARD].fill_null(False).to_numpy()
+            self.alive_N[self._find(rows_I)] = False
+            x_ID = vectors_from_arrow(table[VECTOR])
+            self.best_N = update_best(self.best_N, self.x_ND, self.rows_N, x_ID[hard_I], rows_I[hard_I])
+            self.applied.append(entry.fingerprint)
+            self.points = ArrayPoints(self.x_ND, self.words_N, self.alive_N)
+
+    def _find(self, rows_I: np.ndarray) -> np.ndarray:
+        """Positions in this shard of those rows that it holds. Rows ascend within a shard."""
+        at = np.searchsorted(self.rows_N, rows_I)
+        at = np.minimum(at, len(self.rows_N) - 1)
+        return at[self.rows_N[at] == rows_I]
+
+    def _points(self, log: Sequence[Step]) -> ArrayPoints:
+        self._catch_up(log)
+        return self.points
+
+    def _rows(self, at_I: np.ndarray, scores: Scores | None, cluster_I: np.ndarray | None = None) -> Rows:
+        rows_I = self.rows_N[at_I]
+        nothing = np.full(len(at_I), np.nan, dtype=np.float32)
+        return Rows(
+            rows_I,
+            self.words_N[at_I],
+            nothing if scores is None else scores.of(rows_I, self.x_ND[at_I]),
+            clip_similarity(self.best_N[at_I]),
+            np.full(len(at_I), -1, dtype=np.int32) if cluster_I is None else cluster_I.astype(np.int32),
+        )
+
+    def count(self, log: Sequence[Step]) -> int:
+        return self._points(log).count()
+
+    def sample(self, log: Sequence[Step], num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """This shard's part of a hash-chosen sample: ((M,) uint64 hashes, (M, D) vectors), M <= num_rows."""
+        return self._points(log).sample_with_hashes(num_rows, seed)
+
+    def assign(self, log: Sequence[Step], centroids_KD: np.ndarray) -> PartialSums:
+        return self._points(log).assign(centroids_KD)
+
+    def draw(
+        self, log: Sequence[Step], centroids_KD: np.ndarray, quotas_K: np.ndarray, seed: int, purpose: str,
+        scores: Scores | None,
+    ) -> tuple[Rows, np.ndarray]:
+        """Candidates for a per-cluster draw: of each cluster the rows with the smallest hashes, up to its quota."""
+        self._catch_up(log)
+        at_A = np.flatnonzero(self.alive_N)
+        labels_A, _ = nearest_centroid(self.x_ND, centroids_KD, at_A)
+        keys_A = seeded_hash(self.words_N[at_A], seed, purpose)
+        if scores is not None:  # a row that the classifier failed on has no score and is never ranked
+            scored_A = np.isfinite(scores.of(self.rows_N[at_A], self.x_ND[at_A]))
+            labels_A = np.where(scored_A, labels_A, -1)
+        picked = smallest_per_group(labels_A, keys_A, quotas_K)
+        return self._rows(at_A[picked], scores, labels_A[picked]), keys_A[picked]
+
+    def lookup(self, log: Sequence[Step], rows_I: np.ndarray, scores: Scores | None) -> tuple[Rows, np.ndarray]:
+        """The rows asked for that this shard holds, with their (I, D) float16 vectors."""
+        self._catch_up(log)
+        at_I = self._find(rows_I)
+        return self._rows(at_I, scores), self.x_ND[at_I]
+
+    def top(self, log: Sequence[Step], scores: Scores, alpha: float, scale: tuple[float, float], num: int) -> Rows:
+        """This shard's best `num` rows by F = alpha * M + (1 - alpha) * R, labelled rows included."""
+        self._catch_up(log)
+        rows = self._rows(np.arange(len(self.rows_N)), scores)
+        rows = rows.take(np.flatnonzero(np.isfinite(rows.probability)))
+        f = combine_scores(rows.probability, rescale(rows.similarity, scale), alpha)
+        return rows.take(top_rows(f, rows.words, num))
+
+    def similarity_range(self, log: Sequence[Step]) -> tuple[float, float]:
+        """Smallest and largest R of this shard."""
+        self._catch_up(log)
+        similarity = clip_similarity(self.best_N)
+        return float(similarity.min()), float(similarity.max())
+
+    def nearest(self, queries_QD: np.ndarray, query_rows_Q: np.ndarray) -> Nearest:
+        """The most similar other row of this shard for each query."""
+        return nearest_rows(self.x_ND, self.rows_N, self.words_N, queries_QD, query_rows_Q, 1)
+
+    def write_scores(
+        self, log: Sequence[Step], centroids_KD: np.ndarray, scores: Scores, alpha: float, scale: tuple[float, float],
+        target: Step,
+    ) -> int:
+        """Commits M, R, F and cluster of every row, one part of `target` per part held. Returns rows written."""
+        self._catch_up(log)
+        offset = 0
+        done = target.committed()
+        for part, count in zip(self.parts, self.part_rows, strict=True):
+            at = np.arange(offset, offset + count)
+            offset += count
+            if part in done:
+                continue
+            labels, _ = nearest_centroid(self.x_ND, centroids_KD, at)
+            rows = self._rows(at, scores, labels)
+            failed = np.isnan(rows.probability)
+            f = combine_scores(np.where(failed, 0.0, rows.probability), rescale(rows.similarity, scale), alpha)
+            columns = [
+                rows.rows, pa.array(rows.probability, mask=failed), rows.similarity,
+                pa.array(f.astype(np.float32), mask=failed), rows.cluster,
+            ]
+            target.commit(part, pa.table(columns, names=[ROW, "probability", "similarity", "score", "cluster"]))
+        return offset
+
+
+def rescale(similarity_N: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """R mapped from `scale` to [0, 1]; zeros when the range is empty."""
+    low, high = scale
+    return (similarity_N - low) / (high - low) if high > low else np.zeros_like(similarity_N)
+
+
+class PoolIndex:
+    """The pool as one object: the same answers whatever the number of shards. Also the `Points` of K-Means.
+
+    Args:
+        runtime: makes the members.
+        pool, vectors: parallel, complete steps.
+    """
+
+    def __init__(self, runtime: Runtime, pool: Step, vectors: Step) -> None:
+        parts = [part.index for part in vectors.require().parts]
+        num_shards = max(1, min(runtime.shards, len(parts)))
+        held = [list(map(int, piece)) for piece in np.array_split(parts, num_shards)]
+        resources = Resources(cpus=runtime.threads, resident=True)
+        shards = [{"pool": pool, "vectors": vectors, "parts": h, "threads": runtime.threads} for h in held]
+        self.group: Group = runtime.group(PoolShard, shards, resources)
+        self.log: list[Step] = []
+        self._dim = int(vectors.read(parts[0], [VECTOR]).schema.field(VECTOR).type.list_size)
+
+    def remember(self, entry: Step) -> None:
+        """Adds a committed table (row, hard, vector): its rows stop being candidates; the hard ones join D^H."""
+        self.log.append(entry)
+
+    def count(self) -> int:
+        return sum(self.group.call("count", self.log))
+
+    def dim(self) -> int:
+        return self._dim
+
+    def sample(self, num_rows: int, seed: int) -> np.ndarray:
+        return merge_samples(self.group.call("sample", self.log, num_rows, seed), num_rows)[1]
+
+    def assign(self, centroids_KD: np.ndarray) -> PartialSums:
+        first, *rest = self.group.call("assign", self.log, centroids_KD)
+        return sum(rest, first)
+
+    def draw(
+        self, centroids_KD: np.ndarray, counts_K: np.ndarray, num: int, rule: Any, seed: int, purpose: str,
+        scores: Scores | None = None,
+    ) -> Rows:
+        """A diverse subset: each cluster gives its quota of candidates, chosen by hash, sorted by id."""
+        quotas_K = cluster_quotas(counts_K, num, rule)
+        pieces = self.group.call("draw", self.log, centroids_KD, quotas_K, seed, purpose, scores)
+        rows = Rows.concat([piece[0] for piece in pieces])
+        keys = np.concatenate([piece[1] for piece in pieces])
+        chosen = rows.take(smallest_per_group(rows.cluster, keys, quotas_K))
+        return chosen.take(np.argsort(chosen.words, kind="stable"))
+
+    def lookup(self, rows_I: np.ndarray, scores: Scores | None = None) -> tuple[Rows, np.ndarray]:
+        """Rows and their vectors, in the order asked for."""
+        pieces = self.group.call("lookup", self.log, rows_I, scores)
+        rows = Rows.concat([piece[0] for piece in pieces])
+        x_ID = np.concatenate([piece[1] for piece in pieces])
+        at = np.argsort(rows.rows, kind="stable")[np.argsort(np.argsort(rows_I, kind="stable"), kind="stable")]
+        return rows.take(at), x_ID[at]
+
+    def top(self, scores: Scores, alpha: float, similarity: str, num: int) -> Rows:
+        """The `num` best rows of the pool by F, best first, ties by id."""
+        scale = self.scale(similarity)
+        rows = Rows.concat(self.group.call("top", self.log, scores, alpha, scale, num))
+        f = combine_scores(rows.probability, rescale(rows.similarity, scale), alpha)
+        return rows.take(top_rows(f, rows.words, num))
+
+    def scale(self, similarity: str) -> tuple[float, float]:
+        """The range of R that becomes [0, 1]: itself ("clip") or the pool's smallest and largest ("minmax")."""
+        if similarity == "clip":
+            return 0.0, 1.0
+        lows, highs = zip(*self.group.call("similarity_range", self.log), strict=True)
+        return min(lows), max(highs)
+
+    def scaled(self, similarity_N: np.ndarray, similarity: str) -> np.ndarray:
+        """R of some rows as it enters F."""
+        return rescale(similarity_N, self.scale(similarity))
+
+    def vectors_arrow(self, rows_I: np.ndarray) -> pa.Array:
+        """The vectors of some rows as an Arrow column."""
+        return vectors_to_arrow(self.lookup(rows_I)[1])
+
+    def nearest(self, queries_QD: np.ndarray, query_rows_Q: np.ndarray) -> np.ndarray:
+        """(Q,) row of the most similar other row of the pool."""
+        return merge_nearest(self.group.call("nearest", queries_QD, query_rows_Q), 1).rows_Qk[:, 0]
+
+    def write_scores(
+        self, centroids_KD: np.ndarray, scores: Scores, alpha: float, similarity: str, target: Step
+    ) -> None:
+        self.group.call("write_scores", self.log, centroids_KD, scores, alpha, self.scale(similarity), target)
+
+    def close(self) -> None:
+        self.group.close()

@@ -1,0 +1,124 @@
+"""The central trainer: learns hard from easy out of all labels so far, one checkpoint a round.
+
+Its state (labels, model, round counter) is a function of the committed label steps and its randomness is derived from
+(seed, round), so a trainer that dies is rebuilt by its next call: a round that has a checkpoint is read, not trained
+again. It knows nothing of judges or of how a batch was chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.artifacts import Step, take_rows
+from engine.data.vectors import vectors_from_arrow
+from engine.schema import HARD, ID, PROBABILITY, PROMPT, VECTOR, id_words
+
+MODEL_FILE = "model.safetensors"
+
+
+class Trainer:
+    """Owns the classifier.
+
+    Args:
+        settings: of the classifier: `kind` is "probe" or "finetune", the rest is its settings.
+        seed: of the run; training in round t uses (seed, t).
+        validation_fraction: share of the labelled rows held out, chosen by id, the same rows in every round.
+    """
+
+    def __init__(self, settings: dict[str, Any], seed: int, validation_fraction: float) -> None:
+        self.settings = {key: value for key, value in settings.items() if key != "kind"}
+        self.kind = settings["kind"]
+        self.seed, self.validation_fraction = seed, validation_fraction
+        self.labels: list[pa.Table] = []
+        self.seen: list[str] = []
+
+    def learn(self, labels: Sequence[Step], target: Step, previous: Step | None) -> Mapping[str, Any]:
+        """Trains on all labels so far and checkpoints into `target`; a complete target is only read.
+
+        Args:
+            labels: one committed step a round, with `row, id, hard, vector, prompt`.
+            previous: last round's checkpoint, for classifiers that continue from it.
+
+        Returns:
+            metrics: num_train, num_val, hard_rate, val_accuracy, val_auc, ... None where undefined.
+        """
+        record = target.record()
+        if record is not None:
+            return record.extra
+        started = time.monotonic()
+        for step in labels[len(self.seen) :]:
+            self.labels.append(step.read_all([ID, HARD, VECTOR, PROMPT]))
+            self.seen.append(step.fingerprint)
+        table = pa.concat_tables(self.labels)
+        train = self._probe if self.kind == "probe" else self._finetune
+        metrics = {**train(table, target, previous), "train_s": round(time.monotonic() - started, 3)}
+        return target.finish(started=started, extra=metrics).extra
+
+    def _probe(self, table: pa.Table, target: Step, previous: Step | None) -> Mapping[str, Any]:
+        from engine.models.probe import ProbeSettings, train_probe
+
+        settings = ProbeSettings(validation_fraction=self.validation_fraction, **self.settings)
+        hard, words = table[HARD].to_numpy().astype(bool), id_words(table[ID])
+        model, metrics = train_probe(vectors_from_arrow(table[VECTOR]), hard, words, settings, self.seed)
+        target.store.write_bytes(f"{target.folder}/{MODEL_FILE}", model.to_bytes())
+        return metrics
+
+    def _finetune(self, table: pa.Table, target: Step, previous: Step | None) -> Mapping[str, Any]:
+        from engine.models.classifier import FinetuneSettings, fetch_directory, train_finetune
+
+        plain = {key: value for key, value in self.settings.items() if key not in ("retrain", "threads")}
+        settings = FinetuneSettings(validation_fraction=self.validation_fraction, **plain)
+        texts, hard, words = table[PROMPT].to_pylist(), table[HARD].to_numpy().astype(np.float64), id_words(table[ID])
+        with tempfile.TemporaryDirectory() as folder:
+            start = None
+            if previous is not None and self.settings["retrain"] == "continue":
+                start = fetch_directory(previous.store.path(previous.folder), Path(folder) / "previous")
+            trained = Path(folder) / "trained"
+            metrics = train_finetune(
+                texts, hard, words, settings, self.seed, trained, continue_from=start, threads=self.settings["threads"]
+            )
+            for file in sorted(trained.iterdir()):
+                target.store.write_bytes(f"{target.folder}/{file.name}", file.read_bytes())
+        return metrics
+
+
+class ProbeScores:
+    """M of a shard's rows from a probe: a dot product with the vector it already has. See engine.shards.Scores."""
+
+    def __init__(self, checkpoint: Step) -> None:
+        self.checkpoint = checkpoint
+        self._model: Any = None
+
+    def __reduce__(self):
+        return (ProbeScores, (self.checkpoint,))
+
+    def of(self, rows_N: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
+        if self._model is None:
+            from engine.models.probe import ProbeModel
+
+            data = self.checkpoint.store.read_bytes(f"{self.checkpoint.folder}/{MODEL_FILE}")
+            self._model = ProbeModel.from_bytes(data)
+        return self._model.probability(x_ND)
+
+
+class StepScores:
+    """M of a shard's rows from a pass of a fine-tuned classifier over the pool."""
+
+    def __init__(self, scored: Step) -> None:
+        self.scored = scored
+
+    def of(self, rows_N: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
+        return take_rows(self.scored, rows_N, [PROBABILITY])[PROBABILITY].to_numpy().astype(np.float32)
+
+
+def round_metrics_json(metrics: Mapping[str, Any]) -> bytes:
+    return (json.dumps(metrics, indent=1) + "\n").encode()
+

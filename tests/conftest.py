@@ -1,0 +1,88 @@
+"""Shared fixtures: real pools, the bundled encoder's presence, a real Ray cluster, and a silent observer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE_POOL = ROOT / "examples" / "pool.jsonl"
+REAL_DATA = (ROOT / "../shared/data").resolve()
+
+
+class Recorder:
+    """An observer that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, bool]] = []
+        self.rounds: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def step_started(self, name: str, total_rows: int) -> None:
+        """Not remembered."""
+
+    def advance(self, name: str, rows: int) -> None:
+        """Not remembered."""
+
+    def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
+        self.done.append((name, reused))
+
+    def round_done(self, metrics: dict[str, Any]) -> None:
+        self.rounds.append(metrics)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets beside the project; tests that need it skip without it."""
+    if not REAL_DATA.exists():
+        pytest.skip("no real data beside the project")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A real Ray cluster with two CPUs on this machine, shared by the session's tests."""
+    import ray
+
+    from actors.cluster import connect
+
+    if not ray.is_initialized():
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
+    yield connect
+    ray.shutdown()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB; needs the right to mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small file system here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
