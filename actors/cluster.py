@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.config import RuntimeConfig
 from engine.errors import ConfigError, EnvironmentProblem
@@ -93,12 +94,16 @@ def connect(address: str | None) -> ClusterResources:
     address = address or os.environ.get("RAY_ADDRESS")
     if address and address.startswith("ray://"):
         raise ConfigError(
-            f"{address} is a Ray Client address", why="the driver must run inside the cluster",
-            fix="run on the head node, or submit the run as a Ray job", code="E230",
+            f"{address} is a Ray Client address",
+            why="the driver must run inside the cluster",
+            fix="run on the head node, or submit the run as a Ray job",
+            code="E230",
         )
     if not address:
         # A private cluster for this run on loopback. Ray 2.60 would otherwise write a token into the home directory.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray's C++ log warns about actors of Ray Data that it restarts anyway.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Workers started here inherit this environment; a runtime_env would make Ray discard its prestarted workers.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -111,8 +116,10 @@ def connect(address: str | None) -> ClusterResources:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
-            f"cannot reach a Ray cluster at {address or 'this machine'}", why=str(error).splitlines()[0],
-            fix="check the address and RAY_AUTH_MODE / RAY_AUTH_TOKEN, or run with --local", code="E332",
+            f"cannot reach a Ray cluster at {address or 'this machine'}",
+            why=str(error).splitlines()[0],
+            fix="check the address and RAY_AUTH_MODE / RAY_AUTH_TOKEN, or run with --local",
+            code="E332",
         ) from error
     return resources()
 
@@ -150,8 +157,12 @@ def check_same_code() -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1:
         return  # this machine's own files
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    theirs = ray.get([remote.options(scheduling_strategy=strategy(n["NodeID"], soft=False)).remote() for n in nodes])
+    theirs = ray.get(
+        [
+            remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote()
+            for n in nodes
+        ]
+    )
     for node, found in zip(nodes, theirs, strict=True):
         if found != mine:
             raise EnvironmentProblem(

@@ -43,7 +43,7 @@ class RayGroup:
         self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> None:
         remote = ray.remote(member).options(**options)  # pyright: ignore[reportAttributeAccessIssue]
-        self.members = [remote.remote(**shard) for shard in shards]
+        self.members: list[Any] = [remote.remote(**shard) for shard in shards]
         self.size = len(self.members)
 
     def call(self, method: str, *args: Any) -> list[Any]:
@@ -88,7 +88,8 @@ class RayRuntime:
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
         context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        for name in ("ray.data", "ray.data._internal.progress"):  # one table of our own instead of Ray's bars and notes
+            logging.getLogger(name).setLevel(logging.ERROR)
 
     def map_parts(self, stage: StageSpec, source: Source, target: Step) -> StepRecord:
         def run(todo: list[int]) -> Iterator[Part]:
@@ -167,4 +168,3 @@ def _unwrapped(error: BaseException) -> BaseException:
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
     return StepError(f"a worker failed: {str(error).strip().splitlines()[-1]}", why=type(error).__name__)
-

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
 from benchmarks.record import write_record
 
 MODEL_STEPS = ("embed", "answers", "verdicts", "classify", "scored")

@@ -21,12 +21,13 @@ from engine.models.judges import EmbeddingJudge
 from engine.models.recorded import RecordedAnswers, RecordedVerdicts
 from engine.recipes.base import Context
 from engine.runtime import Group, PartWorker, StageSpec, map_on_group, run_pass
-from engine.schema import ANSWER_COLUMNS, RESPONSE, ROW, VECTOR, VERDICT_COLUMNS
+from engine.schema import ANSWER_COLUMNS, RESPONSE, ROW, VERDICT_COLUMNS
 from engine.shards import PoolIndex
 
 
 class Backend(Protocol):
-    identity: Mapping[str, Any]
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
 
     def run(self, source: Source, target: Step) -> StepRecord: ...
     def close(self) -> None: ...
@@ -69,7 +70,9 @@ class Neighbor:
                 nearest, back = np.unique(self.index.nearest(vectors, found.rows), return_inverse=True)
                 responses = take_rows(self.context.pool, nearest, [RESPONSE])[RESPONSE].take(pa.array(back))
                 nothing = pa.nulls(len(rows), pa.large_string())
-                table = pa.table([rows, responses, nothing], schema=pa.schema([pa.field(ROW, pa.int64()), *ANSWER_COLUMNS]))
+                table = pa.table(
+                    [rows, responses, nothing], schema=pa.schema([pa.field(ROW, pa.int64()), *ANSWER_COLUMNS])
+                )
                 yield target.commit(part, table, seconds=time.perf_counter() - started)
 
         return run_pass(self.context.runtime.observer, source, target, answers)
@@ -108,7 +111,11 @@ def _resident(
     context: Context, name: str, factory: Any, settings: dict[str, Any], out: list[pa.Field], identity: dict[str, Any]
 ) -> Resident:
     stage = StageSpec(
-        name=name, factory=factory, kwargs=settings, columns_in=factory.columns_in, columns_out=out,
+        name=name,
+        factory=factory,
+        kwargs=settings,
+        columns_in=factory.columns_in,
+        columns_out=out,
         resources=context.resources(resident=True),
     )
     return Resident(context, stage, identity)

@@ -33,7 +33,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: an existing run folder is renamed, never deleted.")]
 
 EXAMPLE_SETTINGS = [
-    "recipe.clusters=24", "recipe.diverse_fraction=0.6", "recipe.max_rounds=4", "recipe.inference_steps=5",
+    "recipe.clusters=24", "recipe.diverse_fraction=0.5", "recipe.max_rounds=4", "recipe.inference_steps=4",
+    "recipe.part_rows=64", "data.part_rows=256",
 ]  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def example_pool() -> Path:
 
 @app.command()
 def run(
-    target: Annotated[str, typer.Argument(help="A YAML file, or a recipe: iterselect, random, balanced_random, longest.")],
+    target: Annotated[str, typer.Argument(help="YAML file or recipe: iterselect, random, balanced_random, longest.")],
     rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
     local: Local = False, fresh: Fresh = False, as_json: Json = False, quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -143,8 +144,8 @@ def inspect(
 ) -> None:  # fmt: skip
     """Says what is in a data set: format, counts, lengths, rejected rows."""
     from engine.data.ingest import IngestOptions
-    from engine.data.inspect import inspect_pool, render
     from engine.data.inputs import resolve_inputs
+    from engine.data.inspect import inspect_pool, render
 
     columns = dict(pair.split("=", 1) for pair in column or [] if "=" in pair)
     if len(columns) != len(column or []):
@@ -165,7 +166,7 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Writes a commented config."""
-    from engine.config_loader import commented_yaml
+    from engine.config_template import commented_yaml
     from engine.settings import run_config_model
 
     values = {"data": {"path": data}, "out": f"runs/{recipe}", "budget": 0.2, "recipe": {"name": recipe}}
@@ -180,7 +181,9 @@ def init(
 
 
 @app.command()
-def status(out: Annotated[str, typer.Argument(help="Run folder.")], as_json: Json = False, debug: Debug = False) -> None:
+def status(
+    out: Annotated[str, typer.Argument(help="Run folder.")], as_json: Json = False, debug: Debug = False
+) -> None:
     """Says how far a run is."""
     from engine.console import print_status
     from engine.session import read_status
@@ -210,8 +213,7 @@ def export(
 @app.command()
 def schema(recipe: Annotated[str, typer.Argument(help="Recipe.")] = "iterselect", debug: Debug = False) -> None:
     """Prints the JSON schema of the config, for editors."""
-    from engine.config_loader import json_schema
+    from engine.config_template import json_schema
     from engine.settings import run_config_model
 
     print(json.dumps(json_schema(run_config_model(recipe)), indent=1))
-

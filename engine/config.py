@@ -2,14 +2,14 @@
 
 A run is described by `RunConfig`: data, recipe, encoder and output settings determine the bytes and are hashed into
 the steps that use them; `runtime` says how it is executed and must not change the result. The models know nothing of
-YAML (engine/config_loader.py) and import no heavy library. Recipes add their own model, registered in engine/recipes.
+YAML (engine/yaml_document.py) and import no heavy library. Recipes add their own model, registered in engine/recipes.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -23,52 +23,65 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     path: str | list[str] = Field(description="File, folder, glob or URI, or a list of them")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
-        "auto", description="Input format; auto detects it from the first rows and prints what it found"
+        default="auto", description="Input format; auto detects it from the first rows and prints what it found"
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Column names, keyed as in LLaMA-Factory: prompt, query, response, history, messages, system, tools",
+        description="Column names by role, as LLaMA-Factory: prompt, query, response, history, messages, system, tools",
     )
     source_column: str | None = Field(
-        None, description="Column that names a row's origin; default: `source` if there is one, else the file's name"
+        default=None,
+        description="Column that names a row's origin; default: `source` if there is one, else the file's name",
     )
-    max_row_bytes: int = Field(10 << 20, gt=0, description="A longer row is rejected, in bytes")
-    part_rows: int = Field(4096, ge=1, le=8192, description="Rows per part of the frozen pool")
+    max_row_bytes: int = Field(default=10 << 20, gt=0, description="A longer row is rejected, in bytes")
+    part_rows: int = Field(default=4096, ge=1, le=8192, description="Rows per part of the frozen pool")
 
 
 class EncoderConfig(Strict):
-    model: str = Field("bundled:minilm", description="Hugging Face path or id, or bundled:minilm (works offline)")
-    pooling: Literal["mean", "cls"] = Field("mean", description="How token states become one vector")
-    max_tokens: int = Field(256, ge=8, description="Longer texts are cut")
-    prefix: str = Field("", description="Put before every text, for models trained with one, e.g. 'query: '")
+    model: str = Field(
+        default="bundled:minilm", description="Hugging Face path or id, or bundled:minilm (works offline)"
+    )
+    pooling: Literal["mean", "cls"] = Field(default="mean", description="How token states become one vector")
+    max_tokens: int = Field(default=256, ge=8, description="Longer texts are cut")
+    prefix: str = Field(default="", description="Put before every text, for models trained with one, e.g. 'query: '")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor has it, which is 2 to 3 times faster"
+        default="auto", description="auto: bfloat16 where the processor has it, which is 2 to 3 times faster"
     )
 
 
 class OutputConfig(Strict):
     format: Literal["source", "messages", "alpaca", "sharegpt", "prompt-completion"] = Field(
-        "source", description="Format of data/; source keeps the training columns of the input untouched"
+        default="source", description="Format of data/; source keeps the training columns of the input untouched"
     )
-    shard_rows: int = Field(100_000, ge=1, description="Rows per file in data/")
-    name: str = Field("iterselect", description="Name of the data set in dataset_info.json and the card")
+    shard_rows: int = Field(default=100_000, ge=1, description="Rows per file in data/")
+    name: str = Field(default="iterselect", description="Name of the data set in dataset_info.json and the card")
 
 
 class RuntimeConfig(Strict):
     """How a run is executed. None of it changes the result."""
 
-    mode: Literal["ray", "local"] = Field("ray", description="ray: on a cluster (started here if none); local: in process")
-    address: str | None = Field(None, description="Ray address; default: RAY_ADDRESS, else a cluster on this machine")
-    workers: int | None = Field(None, ge=1, description="Workers of a pass over the pool; default: from the cluster")
-    shards: int | None = Field(None, ge=1, description="Members that share the pool's vectors; default: as workers")
-    threads: int = Field(1, ge=1, description="CPU threads of each worker")
-    gpus: float = Field(0.0, ge=0.0, description="GPUs of each worker, or a share of one")
+    mode: Literal["ray", "local"] = Field(
+        default="ray", description="ray: on a cluster (started here if none); local: in process"
+    )
+    address: str | None = Field(
+        default=None, description="Ray address; default: RAY_ADDRESS, else a cluster on this machine"
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Workers of a pass over the pool; default: from the cluster"
+    )
+    shards: int | None = Field(
+        default=None, ge=1, description="Members that share the pool's vectors; default: as workers"
+    )
+    threads: int = Field(default=1, ge=1, description="CPU threads of each worker")
+    gpus: float = Field(default=0.0, ge=0.0, description="GPUs of each worker, or a share of one")
 
 
 class RecorderConfig(Strict):
     kind: Literal["recorded"] = "recorded"
-    column: str | None = Field(None, description="Column of the source rows that holds it")
-    file: str | None = Field(None, description="JSONL or Parquet file with a column `id` and the recorded values")
+    column: str | None = Field(default=None, description="Column of the source rows that holds it")
+    file: str | None = Field(
+        default=None, description="JSONL or Parquet file with a column `id` and the recorded values"
+    )
 
 
 class NeighborConfig(Strict):
@@ -82,16 +95,18 @@ class NoGeneratorConfig(Strict):
 class TransformersConfig(Strict):
     kind: Literal["transformers"] = "transformers"
     model: str = Field(description="Causal language model: path or id")
-    max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens")
-    max_prompt_tokens: int = Field(1024, ge=8, description="Rows with a longer prompt become error rows")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="Weights and activations")
-    batch_rows: int = Field(8, ge=1, description="Rows answered together")
+    max_new_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens")
+    max_prompt_tokens: int = Field(default=1024, ge=8, description="Rows with a longer prompt become error rows")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Weights and activations")
+    batch_rows: int = Field(default=8, ge=1, description="Rows answered together")
 
 
 class EmbeddingJudgeConfig(Strict):
     kind: Literal["embedding"] = "embedding"
-    same_similarity: Fraction = Field(0.8, description="Answers at least this similar to the reference are a tie")
-    margin: float = Field(0.0, ge=0.0, description="Smaller differences in relevance to the prompt are a tie")
+    same_similarity: Fraction = Field(
+        default=0.8, description="Answers at least this similar to the reference are a tie"
+    )
+    margin: float = Field(default=0.05, ge=0.0, description="Smaller differences in relevance to the prompt are a tie")
 
 
 GeneratorConfig = Annotated[
@@ -102,41 +117,55 @@ JudgeConfig = Annotated[EmbeddingJudgeConfig | RecorderConfig, Field(discriminat
 
 class ProbeConfig(Strict):
     kind: Literal["probe"] = "probe"
-    l2: float = Field(1.0, ge=0.0, description="Strength of the L2 penalty on the weights")
+    l2: float = Field(default=1.0, ge=0.0, description="Strength of the L2 penalty on the weights")
 
 
 class FinetuneConfig(Strict):
     kind: Literal["finetune"] = "finetune"
-    model: str = Field("bundled:minilm", description="Encoder to fine-tune (the paper: google-bert/bert-base-uncased)")
-    learning_rate: float = Field(2e-5, gt=0.0)
-    epochs: int = Field(3, ge=1)
-    batch_size: int = Field(32, ge=1)
-    max_tokens: int = Field(256, ge=8)
-    patience: int = Field(1, ge=1, description="Epochs without a lower validation loss before training stops")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the CPU or GPU has it")
-    retrain: Literal["fresh", "continue"] = Field("fresh", description="Start each round from the pretrained weights or go on")
-    threads: int = Field(2, ge=1, description="CPU threads of the trainer; training rounds differently with another number")
+    model: str = Field(
+        default="bundled:minilm", description="Encoder to fine-tune (the paper: google-bert/bert-base-uncased)"
+    )
+    learning_rate: float = Field(default=2e-5, gt=0.0, description="Peak of the learning rate")
+    epochs: int = Field(default=3, ge=1, description="Most passes over the labelled rows per round")
+    batch_size: int = Field(default=32, ge=1, description="Rows per optimizer step")
+    max_tokens: int = Field(default=256, ge=8, description="Longer texts are cut")
+    patience: int = Field(default=1, ge=1, description="Epochs without a lower validation loss before training stops")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the CPU or GPU has it"
+    )
+    retrain: Literal["fresh", "continue"] = Field(
+        default="fresh", description="Start each round from the pretrained weights or go on"
+    )
+    threads: int = Field(
+        default=2, ge=1, description="CPU threads of the trainer; training rounds differently with another number"
+    )
 
 
 ClassifierConfig = Annotated[ProbeConfig | FinetuneConfig, Field(discriminator="kind")]
 
 
 class RecipeConfig(Strict):
-    """Base of every recipe's settings. A recipe narrows `name` to its own."""
+    """Base of every recipe's settings."""
 
-    name: str
+    name: Any  # each recipe narrows it to a Literal of its own name
 
 
 class RunConfig(Strict):
     data: DataConfig = Field(description="What to select from")
-    out: str = Field("runs/iterselect", description="Run folder: local path or URI")
-    budget: float = Field(0.2, gt=0.0, description="Share of the pool to select (up to 1), or a number of rows (above 1)")
-    seed: int = Field(0, ge=0, description="Seed of every random draw")
-    max_failed: Fraction = Field(0.05, description="Largest share of rows that may fail in a step before the run stops")
-    recipe: RecipeConfig = Field(description="The selection method and its settings")
+    out: str = Field(default="runs/iterselect", description="Run folder: local path or URI")
+    budget: float = Field(
+        default=0.2, gt=0.0, description="Share of the pool to select (up to 1), or a number of rows (above 1)"
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of every random draw")
+    max_failed: Fraction = Field(
+        default=0.05, description="Largest share of rows that may fail in a step before the run stops"
+    )
+    recipe: SerializeAsAny[RecipeConfig] = Field(description="The selection method and its settings")
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="Turns prompts into vectors")
     output: OutputConfig = Field(default_factory=OutputConfig, description="What is written")
-    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="How it is executed; never changes the result")
+    runtime: RuntimeConfig = Field(
+        default_factory=RuntimeConfig, description="How it is executed; never changes the result"
+    )
 
     @field_validator("data", mode="before")
     @classmethod

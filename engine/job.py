@@ -25,7 +25,7 @@ import psutil
 from engine.artifacts import Step
 from engine.baselines import compare_with_baselines
 from engine.config import RunConfig, budget_rows
-from engine.config_loader import dump_yaml
+from engine.config_template import dump_yaml
 from engine.data.ingest import Ingest, IngestOptions
 from engine.data.inputs import InputFile, resolve_inputs
 from engine.data.rows import Reject
@@ -123,8 +123,14 @@ def modified(file: InputFile) -> str:
 
 
 def summarize(
-    config: RunConfig, store: Store, context: Context, selection: Selection, written: Mapping[str, Any],
-    baselines: list[dict[str, Any]], steps: Mapping[str, Any], seconds: float,
+    config: RunConfig,
+    store: Store,
+    context: Context,
+    selection: Selection,
+    written: Mapping[str, Any],
+    baselines: list[dict[str, Any]],
+    steps: Mapping[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
     """What is printed at the end; see engine.console.Summary."""
     counts = context.pool.require().extra

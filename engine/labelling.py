@@ -10,16 +10,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.algorithms.stopping import should_stop
 from engine.artifacts import Joined, Step, write_table
 from engine.backends import Backend, build_generator, build_judge
+from engine.config import (
+    ClassifierConfig,
+    EmbeddingJudgeConfig,
+    FinetuneConfig,
+    Fraction,
+    GeneratorConfig,
+    JudgeConfig,
+    NeighborConfig,
+    ProbeConfig,
+    RecipeConfig,
+)
 from engine.recipes.base import Context
 from engine.runtime import Resources, StageSpec
 from engine.schema import (
@@ -38,22 +50,24 @@ from engine.shards import PoolIndex, Rows, Scores
 from engine.trainer import ProbeScores, StepScores, Trainer, round_metrics_json
 
 
-class LoopSettings(Protocol):
-    """What the loop reads from a recipe's settings; engine.recipes.iterselect.Config documents each."""
+class LoopConfig(RecipeConfig):
+    """Settings of the rounds, shared by every recipe that has them. The paper leaves most of the numbers out."""
 
-    batch_size: int
-    max_rounds: int
-    accuracy_threshold: float
-    patience: int
-    alpha: float
-    similarity: str
-    explore_fraction: float
-    validation_fraction: float
-    tie: str
-    part_rows: int
-    generator: Any
-    judge: Any
-    classifier: Any
+    batch_size: int = Field(default=1000, ge=1, description="Rows judged per round; less when V is small")
+    max_rounds: int = Field(default=5, ge=1, description="Most rounds of judging and retraining")
+    accuracy_threshold: Fraction = Field(default=0.95, description="Stop when the validation accuracy reaches it")
+    patience: int = Field(default=3, ge=1, description="Stop after so many rounds without a better validation AUC")
+    alpha: Fraction = Field(default=0.7, description="Weight of the classifier in F; the rest is similarity to D^H")
+    similarity: Literal["clip", "minmax"] = Field(
+        default="clip", description="Range of R: clipped to [0, 1], or min-max"
+    )
+    explore_fraction: Fraction = Field(default=0.0, description="Share of a later batch drawn at random, not by F")
+    validation_fraction: Fraction = Field(default=0.2, description="Share of the labelled rows held out, fixed by id")
+    tie: Literal["easy", "hard", "drop"] = Field(default="easy", description="What a tie of the judge counts as")
+    part_rows: int = Field(default=256, ge=1, description="Rows given to a generator or judge worker at a time")
+    generator: GeneratorConfig = Field(default=NeighborConfig(), description="Answers the prompts of a batch")
+    judge: JudgeConfig = Field(default=EmbeddingJudgeConfig(), description="Compares answer and reference")
+    classifier: ClassifierConfig = Field(default=ProbeConfig(), description="Learns hard from easy")
 
 
 @dataclass
@@ -86,7 +100,7 @@ class Labelled:
         return {row: number + 1 for number, table in enumerate(self.tables) for row in table[ROW].to_pylist()}
 
 
-def label_rounds(context: Context, config: LoopSettings, index: PoolIndex, diverse: Step) -> Labelled:
+def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse: Step) -> Labelled:
     """Runs the rounds over the diverse subset.
 
     Args:
@@ -95,7 +109,8 @@ def label_rounds(context: Context, config: LoopSettings, index: PoolIndex, diver
     generator, judge = build_generator(context, config.generator, index), build_judge(context, config.judge)
     trainer = TrainerGroup(context, config)
     labelled, asked = Labelled(), np.empty(0, dtype=np.int64)
-    size = min(config.batch_size, max(1, diverse.require().rows // config.max_rounds))
+    # At most half of V is judged over all rounds, so that later batches have something to choose from.
+    size = min(config.batch_size, max(1, diverse.require().rows // (2 * config.max_rounds)))
     try:
         for number in range(config.max_rounds):
             started = time.monotonic()
@@ -123,7 +138,7 @@ def label_rounds(context: Context, config: LoopSettings, index: PoolIndex, diver
 
 def choose_batch(
     context: Context,
-    config: LoopSettings,
+    config: LoopConfig,
     index: PoolIndex,
     diverse: Step,
     labelled: Labelled,
@@ -157,7 +172,7 @@ def choose_batch(
     return target
 
 
-def batch_scores(context: Context, config: LoopSettings, diverse: Step, labelled: Labelled, number: int) -> Scores:
+def batch_scores(context: Context, config: LoopConfig, diverse: Step, labelled: Labelled, number: int) -> Scores:
     """M for the rows of V, from the classifier of the round before."""
     assert labelled.checkpoint is not None
     if config.classifier.kind == "probe":
@@ -165,7 +180,7 @@ def batch_scores(context: Context, config: LoopSettings, diverse: Step, labelled
     return StepScores(classify(context, config, diverse, labelled.checkpoint, f"rounds/{number:03d}/scored"))
 
 
-def pool_scores(context: Context, config: LoopSettings, labelled: Labelled) -> Scores:
+def pool_scores(context: Context, config: LoopConfig, labelled: Labelled) -> Scores:
     """M for every row of the pool, from the last classifier."""
     assert labelled.checkpoint is not None
     if config.classifier.kind == "probe":
@@ -173,10 +188,11 @@ def pool_scores(context: Context, config: LoopSettings, labelled: Labelled) -> S
     return StepScores(classify(context, config, context.pool, labelled.checkpoint, "classify"))
 
 
-def classify(context: Context, config: LoopSettings, source: Step, checkpoint: Step, name: str) -> Step:
+def classify(context: Context, config: LoopConfig, source: Step, checkpoint: Step, name: str) -> Step:
     """One pass of the fine-tuned classifier."""
     from engine.models.classifier import FinetuneStage
 
+    assert isinstance(config.classifier, FinetuneConfig)
     stage = StageSpec(
         name="classify",
         factory=FinetuneStage,
@@ -191,7 +207,7 @@ def classify(context: Context, config: LoopSettings, source: Step, checkpoint: S
 
 
 def judge_batch(
-    context: Context, config: LoopSettings, generator: Backend | None, judge: Backend, batch: Step, number: int
+    context: Context, config: LoopConfig, generator: Backend | None, judge: Backend, batch: Step, number: int
 ) -> Step:
     """Answers and verdicts of a batch, reduced to its labels: row, id, hard, vector, prompt of every labelled row."""
     source, inputs = batch, [batch.fingerprint]
@@ -223,9 +239,7 @@ def label_of(verdicts: pa.ChunkedArray, tie: str) -> pa.Array:
     return pa.array([meaning[verdict] for verdict in verdicts.to_pylist()], pa.bool_())
 
 
-def round_report(
-    number: int, batch: Step, labels: Step, metrics: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
+def round_report(number: int, batch: Step, labels: Step, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """One line of the rounds table."""
     facts = labels.require().extra
     hard = labels.read_all([HARD])[HARD]
@@ -245,7 +259,7 @@ def round_report(
 class TrainerGroup:
     """The one trainer of a run, made when the first round needs it."""
 
-    def __init__(self, context: Context, config: LoopSettings) -> None:
+    def __init__(self, context: Context, config: LoopConfig) -> None:
         self.context, self.config = context, config
         self.settings = config.classifier.model_dump()
         self.group: Any = None

@@ -43,7 +43,10 @@ class Chosen:
         """Training rows in pool order, those of one part at a time."""
         for table in self._tables([ROW, ID, FILE, RECORD]):
             columns = (table[name].to_pylist() for name in (RECORD, FILE, ID))
-            yield [training_row(record, self.formats[file], self.output, key) for record, file, key in zip(*columns, strict=True)]
+            yield [
+                training_row(record, self.formats[file], self.output, key)
+                for record, file, key in zip(*columns, strict=True)
+            ]
 
     def has_tools(self) -> bool:
         return any(pc.any(pc.not_equal(table[TOOLS], "")).as_py() for table in self._tables([ROW, TOOLS]))  # pyright: ignore

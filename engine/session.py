@@ -1,9 +1,10 @@
-"""One invocation of `run`: the run folder, the events, the exit state. Wraps engine.job.execute, which does the work."""
+"""One invocation of `run`: the run folder, the events, the exit state. engine.job.execute does the work."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from engine.config import RunConfig
 from engine.errors import ConfigError, DataError, EnvironmentProblem, IterselectError
 from engine.events import EventObserver, Events
 from engine.store import Store
+from engine.yaml_document import parse_yaml
 
 MakeRuntime = Callable[[RunConfig, Any], Any]
 
@@ -98,11 +100,9 @@ def check_out(store: Store) -> None:
 
 def changed_settings(store: Store, config: RunConfig) -> list[str]:
     """What differs from the last run in this folder, one line a setting. Steps that do not depend on it are reused."""
-    import yaml
-
     if not store.exists("config.yaml"):
         return []
-    before = flat(yaml.safe_load(store.read_bytes("config.yaml")) or {})
+    before = flat(parse_yaml(store.read_bytes("config.yaml").decode(), store.path("config.yaml")).value)
     now = flat(config.model_dump(mode="json"))
     keys = sorted((before.keys() | now.keys()) - {"out"})
     changed = [key for key in keys if before.get(key) != now.get(key)]
@@ -134,15 +134,15 @@ def read_status(out: str) -> dict[str, Any]:
     if not store.exists("status.json"):
         raise DataError(f"no run in {out}", fix="give the folder that `iterselect run` wrote to", code="E440")
     found = json.loads(store.read_bytes("status.json"))
-    if found["state"] == "running" and store.is_local and not alive(found.get("pid", 0)):
+    if found["state"] == "running" and store.is_local and not alive(found):
         found["state"] = "interrupted"
     if found["state"] == "done" and store.exists("run.json"):
         found["summary"] = json.loads(store.read_bytes("run.json"))["summary"]
     return found
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+def alive(status: dict[str, Any]) -> bool:
+    """Whether the process that wrote a status may still run: only its own host can tell that it is gone."""
     import psutil
 
-    return psutil.pid_exists(pid)
+    return status.get("host") != socket.gethostname() or psutil.pid_exists(status.get("pid", 0))

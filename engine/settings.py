@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import BaseModel, Field, create_model
 
 from engine.config import RunConfig
-from engine.config_loader import Document, apply_overrides, load_yaml, parse_yaml, validate
+from engine.config_loader import validate
 from engine.errors import ConfigError
 from engine.recipes import RECIPES, load_recipe
+from engine.yaml_document import Document, apply_overrides, load_yaml, parse_yaml
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -38,12 +39,17 @@ def load_config(target: str, rest: list[str]) -> RunConfig:
     document = start_document(target)
     if data:
         overrides = [f"data.path={data if len(data) > 1 else data[0]}", *overrides]
-        document = with_plain_data_expanded(document)
-    document = with_recipe_expanded(apply_overrides(document, overrides))
+    document = expanded(apply_overrides(expanded(document), overrides))
+    if "recipe" not in document.value:
+        fix = f"add `recipe: {{name: {next(iter(RECIPES))}}}`"
+        raise ConfigError("recipe is required", where=document.where(()), fix=fix)
     name = document.value["recipe"].get("name")
     if not isinstance(name, str):
-        raise ConfigError("recipe.name is required", where=document.where(("recipe",)), fix=f"one of {', '.join(RECIPES)}")
-    return validate(run_config_model(name), document)
+        raise ConfigError(
+            "recipe.name is required", where=document.where(("recipe",)), fix=f"one of {', '.join(RECIPES)}"
+        )
+    found = validate(run_config_model(name), document)
+    return RunConfig.model_validate(dict(found))  # the class made for validation cannot be pickled
 
 
 def start_document(target: str) -> Document:
@@ -55,20 +61,17 @@ def start_document(target: str) -> Document:
     return load_yaml(target)
 
 
-def with_recipe_expanded(document: Document) -> Document:
-    """`recipe: random` is short for `recipe: {name: random}`."""
+def expanded(document: Document) -> Document:
+    """`recipe: random` is short for `recipe: {name: random}`, `data: pool.jsonl` for `data: {path: pool.jsonl}`.
+
+    Raises:
+        ConfigError: recipe is neither a name nor settings.
+    """
     recipe: Any = document.value.get("recipe")
-    if recipe is None:
-        raise ConfigError("recipe is required", where=document.where(()), fix=f"add `recipe: {{name: {next(iter(RECIPES))}}}`")
     if isinstance(recipe, str):
         document.value["recipe"] = {"name": recipe}
-    elif not isinstance(recipe, dict):
+    elif recipe is not None and not isinstance(recipe, dict):
         raise ConfigError(f"recipe must be a name or settings, got {recipe!r}", where=document.where(("recipe",)))
-    return document
-
-
-def with_plain_data_expanded(document: Document) -> Document:
-    """`data: pool.jsonl` becomes `data: {path: pool.jsonl}`, so that a path on the command line can replace it."""
     if isinstance(document.value.get("data"), (str, list)):
         document.value["data"] = {"path": document.value["data"]}
     return document

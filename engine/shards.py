@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,7 +122,12 @@ class PoolShard:
         return self._points(log).assign(centroids_KD)
 
     def draw(
-        self, log: Sequence[Step], centroids_KD: np.ndarray, quotas_K: np.ndarray, seed: int, purpose: str,
+        self,
+        log: Sequence[Step],
+        centroids_KD: np.ndarray,
+        quotas_K: np.ndarray,
+        seed: int,
+        purpose: str,
         scores: Scores | None,
     ) -> tuple[Rows, np.ndarray]:
         """Candidates for a per-cluster draw: of each cluster the rows with the smallest hashes, up to its quota."""
@@ -159,7 +166,12 @@ class PoolShard:
         return nearest_rows(self.x_ND, self.rows_N, self.words_N, queries_QD, query_rows_Q, 1)
 
     def write_scores(
-        self, log: Sequence[Step], centroids_KD: np.ndarray, scores: Scores, alpha: float, scale: tuple[float, float],
+        self,
+        log: Sequence[Step],
+        centroids_KD: np.ndarray,
+        scores: Scores,
+        alpha: float,
+        scale: tuple[float, float],
         target: Step,
     ) -> int:
         """Commits M, R, F and cluster of every row, one part of `target` per part held. Returns rows written."""
@@ -176,8 +188,11 @@ class PoolShard:
             failed = np.isnan(rows.probability)
             f = combine_scores(np.where(failed, 0.0, rows.probability), rescale(rows.similarity, scale), alpha)
             columns = [
-                rows.rows, pa.array(rows.probability, mask=failed), rows.similarity,
-                pa.array(f.astype(np.float32), mask=failed), rows.cluster,
+                rows.rows,
+                pa.array(rows.probability, mask=failed),
+                rows.similarity,
+                pa.array(f.astype(np.float32), mask=failed),
+                rows.cluster,
             ]
             target.commit(part, pa.table(columns, names=[ROW, "probability", "similarity", "score", "cluster"]))
         return offset
@@ -221,11 +236,16 @@ class PoolIndex:
         return merge_samples(self.group.call("sample", self.log, num_rows, seed), num_rows)[1]
 
     def assign(self, centroids_KD: np.ndarray) -> PartialSums:
-        first, *rest = self.group.call("assign", self.log, centroids_KD)
-        return sum(rest, first)
+        return reduce(add, self.group.call("assign", self.log, centroids_KD))
 
     def draw(
-        self, centroids_KD: np.ndarray, counts_K: np.ndarray, num: int, rule: Any, seed: int, purpose: str,
+        self,
+        centroids_KD: np.ndarray,
+        counts_K: np.ndarray,
+        num: int,
+        rule: Any,
+        seed: int,
+        purpose: str,
         scores: Scores | None = None,
     ) -> Rows:
         """A diverse subset: each cluster gives its quota of candidates, chosen by hash, sorted by id."""

@@ -121,4 +121,3 @@ class StepScores:
 
 def round_metrics_json(metrics: Mapping[str, Any]) -> bytes:
     return (json.dumps(metrics, indent=1) + "\n").encode()
-

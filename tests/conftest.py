@@ -71,12 +71,26 @@ def ray_cluster() -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def small_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 200 lines of the example pool, bad ones among them, with a tiny real encoder in `encoder` beside it."""
+    from tests.runs import make_tiny_encoder
+
+    folder = tmp_path_factory.mktemp("pool")
+    lines = EXAMPLE_POOL.read_bytes().splitlines(keepends=True)[:200]
+    (folder / "pool.jsonl").write_bytes(b"".join(lines))
+    make_tiny_encoder(folder / "encoder", [line.decode() for line in lines])
+    return folder / "pool.jsonl"
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 1 MiB; needs the right to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=False, capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("cannot mount a small file system here")
     yield folder

@@ -4,7 +4,7 @@ Platt scaling: p = sigmoid(z / temperature + bias), two numbers fitted on held-o
 of Lin, Lin and Weng 2007). Temperature scaling alone (Guo et al. 2017) would not do: class-weighted training shifts
 the logits to a prior of one half, and only the bias brings the true share of hard rows back.
 
-Differs from Platt in: a Gaussian prior, N(1, 1) on the slope and N(0, 1) on the bias, in place of smoothed targets.
+Differs from Platt in: a Gaussian prior around the identity in place of smoothed targets.
 With no rows, one class or perfectly separable rows it stays finite and near the identity; with many it has no weight.
 
 Legend: N rows, V validation rows.
@@ -22,6 +22,8 @@ from engine.schema import seeded_hash
 
 SMALLEST_SLOPE = 0.01  # a slope of zero or less would throw the ranking away or turn it round
 MAX_NEWTON_STEPS = 100
+# Precision of the prior on slope and bias, ours: the smallest loss over planted scales with 8 to 300 rows.
+SLOPE_PRIOR, BIAS_PRIOR = 0.3, 1.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def _sigmoid(u_N: np.ndarray) -> np.ndarray:
 def _loss(z_V: np.ndarray, hard_V: np.ndarray, slope: float, bias: float) -> float:
     """Negative log posterior in nats, up to a constant."""
     u_V = slope * z_V + bias
-    return float((np.logaddexp(0, u_V) - hard_V * u_V).sum() + ((slope - 1) ** 2 + bias**2) / 2)
+    return float(
+        (np.logaddexp(0, u_V) - hard_V * u_V).sum() + (SLOPE_PRIOR * (slope - 1) ** 2 + BIAS_PRIOR * bias**2) / 2
+    )
 
 
 def _newton(z_V: np.ndarray, hard_V: np.ndarray, slope: float, fit_slope: bool) -> tuple[float, float]:
@@ -115,11 +119,13 @@ def _newton(z_V: np.ndarray, hard_V: np.ndarray, slope: float, fit_slope: bool) 
     for _ in range(MAX_NEWTON_STEPS):
         p_V = _sigmoid(slope * z_V + bias)
         error_V, spread_V = p_V - hard_V, p_V * (1 - p_V)
-        d_slope, d_bias = float((error_V * z_V).sum()) + slope - 1, float(error_V.sum()) + bias
-        ss, sb, bb = float((spread_V * z_V * z_V).sum()) + 1, float((spread_V * z_V).sum()), float(spread_V.sum()) + 1
+        d_slope = float((error_V * z_V).sum()) + SLOPE_PRIOR * (slope - 1)
+        d_bias = float(error_V.sum()) + BIAS_PRIOR * bias
+        ss, bb = float((spread_V * z_V * z_V).sum()) + SLOPE_PRIOR, float(spread_V.sum()) + BIAS_PRIOR
+        sb = float((spread_V * z_V).sum())
         if not fit_slope:
             d_slope, ss, sb = 0.0, 1.0, 0.0
-        determinant = ss * bb - sb * sb  # at least 1: the prior adds the identity
+        determinant = ss * bb - sb * sb  # positive: the prior is on the diagonal
         step_slope = (bb * d_slope - sb * d_bias) / determinant
         step_bias = (ss * d_bias - sb * d_slope) / determinant
         scale = 1.0

@@ -39,7 +39,7 @@ CPU_TILE, GPU_TILE = 2048, 32_768
 CENTROID_BLOCK = 4096  # centroids multiplied at a time: bounds the scores at T x 4,096 for any K
 MIN_WIDTH = 16  # a product with one column becomes a matrix-vector one, whose rounding depends on the thread count
 SPLIT = 1.0 / 1024.0  # FAISS's perturbation when it splits a cluster
-CANDIDATES = 32  # k-means++ proposals drawn per pass over the sample
+CANDIDATES = 64  # k-means++ proposals drawn per pass over the sample
 
 
 @dataclass(frozen=True)
@@ -290,27 +290,27 @@ def _plus_plus(rows_MD: np.ndarray, weight_M: np.ndarray, k: int, seed: int) -> 
         drawn_B = np.searchsorted(cumulative_M, rng.random(CANDIDATES) * cumulative_M[-1], side="right")
         drawn_B = np.minimum(drawn_B, np.flatnonzero(distance_M)[-1])  # rounding may step past the last row
         accept_B = rng.random(CANDIDATES)
-        apart_MB = _distances(rows_MD, drawn_B)
+        apart_BM = _distances(rows_MD, drawn_B)
         taken: list[int] = []
         for b, row in enumerate(drawn_B.tolist()):
-            now = min([distance_M[row], *apart_MB[row, taken]]) if taken else distance_M[row]
+            now = min(distance_M[row], apart_BM[taken, row].min(initial=2.0))
             if len(chosen) < k and row not in chosen and accept_B[b] * distance_M[row] < now:
                 taken.append(b)
                 chosen.append(row)
-        distance_M = np.minimum(distance_M, apart_MB[:, taken].min(axis=1))
+        distance_M = np.minimum(distance_M, apart_BM[taken].min(axis=0))
         distance_M[chosen] = 0.0
     return chosen
 
 
 def _distances(rows_MD: np.ndarray, picked_B: np.ndarray) -> np.ndarray:
-    """(M, B) float64 of max(0, 1 - inner product) with the picked rows."""
+    """(B, M) float32 of max(0, 1 - inner product) with the picked rows."""
     import torch
 
     picked_BD = torch.from_numpy(rows_MD[picked_B].astype(np.float32))
-    apart_MB = np.empty((len(rows_MD), len(picked_B)))
+    apart_BM = np.empty((len(picked_B), len(rows_MD)), np.float32)
     for start, stop, tile_TD in float32_tiles(rows_MD, tile_rows=CPU_TILE):
-        apart_MB[start:stop] = 1.0 - torch.mm(tile_TD, picked_BD.T)[: stop - start].numpy()
-    return np.maximum(apart_MB, 0.0)
+        np.subtract(1.0, torch.mm(picked_BD, tile_TD.T)[:, : stop - start].numpy(), out=apart_BM[:, start:stop])
+    return np.maximum(apart_BM, 0.0, out=apart_BM)
 
 
 def nearest_centroid(
@@ -351,18 +351,15 @@ def _tile_nearest(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    best_T = label_T = None
+    best_T = torch.full((len(tile_TD),), -torch.inf, device=tile_TD.device)
+    label_T = torch.zeros(len(tile_TD), dtype=torch.int64, device=tile_TD.device)
     for start, width, block_WD in blocks:
         product_TW = scores_TW.view(-1)[: len(tile_TD) * len(block_WD)].view(len(tile_TD), -1)
         torch.mm(tile_TD, block_WD.T, out=product_TW)
         top_T, at_T = product_TW[:, :width].max(dim=1)  # documented to return the first of equal maxima
-        if best_T is None or label_T is None:
-            best_T, label_T = top_T, at_T
-        else:
-            better_T = top_T > best_T
-            label_T = torch.where(better_T, at_T + start, label_T)
-            best_T = torch.where(better_T, top_T, best_T)
-    assert best_T is not None and label_T is not None
+        better_T = top_T > best_T
+        label_T = torch.where(better_T, at_T + start, label_T)
+        best_T = torch.where(better_T, top_T, best_T)
     return best_T, label_T
 
 
@@ -372,8 +369,7 @@ def add_rows(
     """Add `sign` times each row to its cluster's sum, in place; exact in float64 (see the top of the file)."""
     import torch
 
-    target_KD = torch.from_numpy(sums_KD)
-    labels = torch.from_numpy(labels_M.astype(np.int64))
+    target_KD, labels = torch.from_numpy(sums_KD), torch.from_numpy(labels_M)
     for start, stop, tile_TD in float32_tiles(x_ND, rows_M, CPU_TILE):
-        rows_TD = tile_TD[: stop - start].double() * sign
-        target_KD.scatter_add_(0, labels[start:stop, None].expand(-1, target_KD.shape[1]), rows_TD)
+        rows_TD = torch.from_numpy(tile_TD[: stop - start].numpy().astype(np.float64))
+        target_KD.index_add_(0, labels[start:stop], rows_TD, alpha=sign)

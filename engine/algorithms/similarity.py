@@ -120,7 +120,8 @@ def max_similarity(x_ND: np.ndarray, rows_N: np.ndarray, hard_HD: np.ndarray, ha
             best_N[picked] = np.maximum(best_N[picked], top_T1[: high - low, 0])
         # A hard row finds itself; the better of its two best that is another row is the answer.
         for low, high, tile_TD in float32_tiles(x_ND, members_M):
-            top_T2, found_T2 = (array[: high - low] for array in index.search(tile_TD.numpy(), 2))
+            top_T2, found_T2 = index.search(tile_TD.numpy(), 2)
+            top_T2, found_T2 = top_T2[: high - low], found_T2[: high - low]
             picked = members_M[low:high]
             is_other_T2 = (found_T2 >= 0) & (block_rows[found_T2] != rows_N[picked, None])
             top_T = np.where(is_other_T2, top_T2, -np.inf).max(axis=1).astype(np.float32)

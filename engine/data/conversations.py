@@ -82,6 +82,8 @@ def _alpaca_messages(value: Mapping[str, Any], fmt: Format) -> list[Message]:
     prompt = f"{instruction}\n{query}" if instruction and query else instruction or query
     messages: list[Message] = []
     history = value.get(fmt.columns["history"]) if "history" in fmt.columns else None
+    if not isinstance(history, (list, type(None))):
+        raise BadRow("wrong_type", f"column {fmt.columns['history']} holds {kind_of(history)}, not a list of turns")
     for pair in history or []:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise BadRow("wrong_type", f"column {fmt.columns['history']} is not a list of [user, assistant] texts")

@@ -166,7 +166,8 @@ def _message_style(column: str, values: Sequence[Mapping[str, Any]]) -> str:
         item = value.get(column)
         if isinstance(item, str) and '"from"' in item:
             return "sharegpt"
-        if isinstance(item, list) and item and item[0].get("from") is not None:
+        messages = item if isinstance(item, list) else []
+        if any(isinstance(message, Mapping) and message.get("from") is not None for message in messages):
             return "sharegpt"
     return "messages"
 

@@ -25,14 +25,13 @@ import pyarrow as pa
 
 from engine.algorithms.calibration import Calibration, calibrated_probability, validation_report
 from engine.algorithms.split import class_weights, one_class, smoothed_prior_logit, validation_mask
-from engine.errors import ConfigError, DataError, EnvironmentProblem
+from engine.errors import ConfigError, DataError, EnvironmentProblem, StepError
 from engine.models.batching import Batch, fixed_batches, pad_batch
-from engine.models.encoder import resolve_model
+from engine.models.encoder import BATCH_TOKENS, Precision, resolve_model, resolve_precision
 from engine.models.probe import PROBABILITY_COLUMNS
 from engine.schema import PROMPT, canonical_json, seeded_hash
 
 CALIBRATION_FILE = "calibration.json"
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}  # padded tokens per scoring batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class FinetuneSettings:
     warmup_fraction: float = 0.1
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    precision: str = "auto"
+    precision: Precision = "auto"
 
 
 def train_finetune(
@@ -98,12 +97,13 @@ def train_finetune(
         ValueError: the lengths differ.
         EnvironmentProblem: E320, the model cannot be loaded.
         ConfigError: E230, its tokenizer cannot pad.
+        StepError: E120, the loss became infinite.
     """
     if not len(texts) == len(hard_N) == len(words_N):
         raise ValueError(f"{len(texts)} texts, {len(hard_N)} labels and {len(words_N)} ids")
     order_N = np.argsort(words_N, kind="stable")
-    texts, words_N = [texts[i] for i in order_N.tolist()], words_N[order_N]
-    hard_N = np.asarray(hard_N, np.float64)[order_N]
+    ordered = [texts[int(i)] for i in order_N]
+    hard_N, words_N = np.asarray(hard_N, np.float64)[order_N], words_N[order_N]
     held_N = validation_mask(words_N, seed, settings.validation_fraction)
     hard_T, hard_V = hard_N[~held_N], hard_N[held_N]
     metrics = {"num_train": len(hard_T), "hard_rate": float(hard_N.mean()) if len(hard_N) else None}
@@ -115,10 +115,12 @@ def train_finetune(
         _save_calibration(directory, Calibration(), "float32", constant_logit=logit)
         return {**metrics, "constant": True, **report}
 
-    start = str(continue_from) if continue_from and not _is_constant(continue_from) else settings.model
+    start = settings.model
+    if continue_from is not None and _load_calibration(continue_from)["constant_logit"] is None:
+        start = str(continue_from)
     with _seeded(seed, threads):
         scorer = Scorer(start, settings.max_tokens, settings.precision)
-        tokens = scorer.tokenize(texts)
+        tokens = scorer.tokenize(ordered)
         history = _fit(scorer, tokens, hard_N, words_N, held_N, settings, seed)
         logit_V = scorer.logits([tokens[i] for i in np.flatnonzero(held_N)])
     calibration, report = validation_report(logit_V, hard_V, words_N[held_N], seed)
@@ -143,38 +145,43 @@ class Scorer:
         ConfigError: E230, the tokenizer has no padding token.
     """
 
-    def __init__(self, model: str, max_tokens: int, precision: str) -> None:
+    def __init__(self, model: str, max_tokens: int, precision: Precision) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        path = resolve_model(model)
+        folder = resolve_model(model)
         try:
             with _quiet():
-                self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, use_fast=True)
                 self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-                    path, num_labels=2, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                    folder, num_labels=2, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
                 )
         except (OSError, ValueError) as error:
             raise EnvironmentProblem(
-                f"cannot load the classifier {model!r}", why=str(error).splitlines()[0],
-                fix="give a local path, or a Hugging Face id while online", code="E320",
+                f"cannot load the classifier {model!r}",
+                why=str(error).splitlines()[0],
+                fix="give a local path, or a Hugging Face id while online",
+                code="E320",
             ) from error
-        if self.tokenizer.pad_token_id is None:
+        if self.tokenizer.pad_token_id is None or not self.tokenizer.is_fast:
             raise ConfigError(
-                f"the tokenizer of {model!r} has no padding token", fix="choose an encoder such as BERT", code="E230"
+                f"the tokenizer of {model!r} has no padding token or no fast form",
+                fix="choose an encoder such as BERT",
+                code="E230",
             )
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.precision = resolved_precision(precision)
-        self.max_tokens = min(max_tokens, int(self.tokenizer.model_max_length), self.model.config.max_position_embeddings)
+        self.precision = resolve_precision(precision, self.device)
+        positions = getattr(self.model.config, "max_position_embeddings", max_tokens)
+        self.max_tokens = int(min(max_tokens, self.tokenizer.model_max_length, positions))
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.backend_tokenizer.enable_truncation(self.max_tokens, direction=self.tokenizer.truncation_side)
         self.model.config.id2label, self.model.config.label2id = {0: "easy", 1: "hard"}, {"easy": 0, "hard": 1}
         self.model.to(self.device)
         _keep_head_float32(self.model)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with the model's special tokens, cut to `max_tokens`."""
-        if not texts:
-            return []
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [encoding.ids for encoding in self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
 
     def forward(self, tokens: Sequence[Sequence[int]], batch: Batch) -> Any:
         """Log odds of hard, (B,) float32 tensor on the device, in whichever mode and gradient context is on."""
@@ -257,19 +264,6 @@ def fetch_directory(directory: str, into: Path) -> Path:
     return into
 
 
-def resolved_precision(precision: str) -> str:
-    """ "auto" as what this machine does fast."""
-    import torch
-
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if fast else "float32"
-
-
 def _fit(
     scorer: Scorer,
     tokens: list[list[int]],
@@ -286,35 +280,40 @@ def _fit(
     easy_weight, hard_weight = class_weights(hard_N[~held_N])
     weight_N = hard_N * hard_weight + (1 - hard_N) * easy_weight
     rows_T, rows_V = np.flatnonzero(~held_N), np.flatnonzero(held_N)
-    tokens_V, hard_V, weight_V = [tokens[i] for i in rows_V], *map(torch.from_numpy, (hard_N[rows_V], weight_N[rows_V]))
     steps = -(-len(rows_T) // settings.batch_size) * settings.epochs
     optimizer, schedule = _optimizer(scorer.model, settings, steps)
+
+    def step(rows_B: np.ndarray) -> float:
+        longest = max(len(tokens[i]) for i in rows_B)
+        batch = Batch(rows=rows_B, num_rows=len(rows_B), length=min(-(-longest // 8) * 8, scorer.max_tokens))
+        hard_B, weight_B = (torch.from_numpy(a[rows_B]).float().to(scorer.device) for a in (hard_N, weight_N))
+        # Softmax over two classes is a sigmoid of the difference of their logits.
+        loss = cross_entropy(scorer.forward(tokens, batch), hard_B, weight_B)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(scorer.model.parameters(), settings.clip_norm)
+        optimizer.step()
+        schedule.step()
+        return loss.item() * len(rows_B)
+
     best_loss, best_epoch, best_state = np.inf, 0, {}
     train_losses: list[float] = []
     val_losses: list[float] = []
     seconds = 0.0
     for epoch in range(1, settings.epochs + 1):
-        started, total = time.perf_counter(), 0.0
+        started = time.perf_counter()
         scorer.model.train()
         shuffled_T = rows_T[np.argsort(seeded_hash(words_N[rows_T], seed, f"epoch {epoch}"), kind="stable")]
-        for first in range(0, len(shuffled_T), settings.batch_size):
-            rows_B = shuffled_T[first : first + settings.batch_size]
-            longest = max(len(tokens[i]) for i in rows_B)
-            batch = Batch(rows=rows_B, num_rows=len(rows_B), length=min(-(-longest // 8) * 8, scorer.max_tokens))
-            hard_B, weight_B = (torch.from_numpy(a[rows_B]).float().to(scorer.device) for a in (hard_N, weight_N))
-            loss = cross_entropy(scorer.forward(tokens, batch), hard_B, weight_B)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(scorer.model.parameters(), settings.clip_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            total += loss.item() * len(rows_B)
+        starts = range(0, len(rows_T), settings.batch_size)
+        train_losses.append(sum(step(shuffled_T[i : i + settings.batch_size]) for i in starts) / len(rows_T))
         seconds += time.perf_counter() - started
-        train_losses.append(total / len(rows_T))
         if len(rows_V):
-            logit_V = torch.from_numpy(scorer.logits(tokens_V)).double()
-            val_losses.append(cross_entropy(logit_V, hard_V, weight_V).item())
+            logit_V = torch.from_numpy(scorer.logits([tokens[i] for i in rows_V])).double()
+            val_loss = cross_entropy(logit_V, torch.from_numpy(hard_N[rows_V]), torch.from_numpy(weight_N[rows_V]))
+            val_losses.append(val_loss.item())
         loss_now = val_losses[-1] if val_losses else -float(epoch)  # without validation rows the last epoch counts
+        if not np.isfinite(train_losses[-1] + loss_now):
+            raise StepError("fine-tuning diverged", where=f"epoch {epoch}", fix="lower learning_rate", code="E120")
         if loss_now < best_loss:
             best_loss, best_epoch = loss_now, epoch
             best_state = {name: value.detach().clone() for name, value in scorer.model.state_dict().items()}
@@ -352,9 +351,9 @@ def _keep_head_float32(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.out_features == 2:
 
-            def exact(x: Any, inner: Any = module.forward) -> Any:
-                with torch.autocast(x.device.type, enabled=False):
-                    return inner(x.float())
+            def exact(input: Any, inner: Any = module.forward) -> Any:
+                with torch.autocast(input.device.type, enabled=False):
+                    return inner(input.float())
 
             module.forward = exact
 
@@ -364,15 +363,13 @@ def _quiet() -> Iterator[None]:
     """Without progress bars, and without the report that a new head is new."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -391,9 +388,9 @@ def _seeded(seed: int, threads: int) -> Iterator[None]:
 
 
 def _save_calibration(
-    directory: Path, calibration: Calibration, precision: str, constant_logit: float | None = None
+    directory: Path, fitted: Calibration, precision: str, constant_logit: float | None = None
 ) -> None:
-    saved = {**asdict(calibration), "precision": precision, "constant_logit": constant_logit}
+    saved = {**asdict(fitted), "precision": precision, "constant_logit": constant_logit}
     (directory / CALIBRATION_FILE).write_text(canonical_json(saved) + "\n", encoding="utf-8")
 
 
@@ -401,11 +398,5 @@ def _load_calibration(directory: Path) -> dict[str, Any]:
     try:
         return json.loads((directory / CALIBRATION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            "no classifier here", where=str(directory), why=str(error),
-            fix="delete the step that should have written it and rerun", code="E412",
-        ) from error
-
-
-def _is_constant(directory: Path) -> bool:
-    return _load_calibration(directory)["constant_logit"] is not None
+        fix = "delete the step that should have written it and rerun"
+        raise DataError("no classifier here", where=str(directory), why=str(error), fix=fix, code="E412") from error

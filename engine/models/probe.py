@@ -57,7 +57,7 @@ class ProbeModel:
 
     weight_D: np.ndarray
     intercept: float
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def logit(self, x_ND: np.ndarray) -> np.ndarray:
@@ -110,7 +110,10 @@ class ProbeModel:
             weight_D, intercept = tensors["weight"], float(tensors["intercept"][0])
         except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(
-                "the file is not a probe model", why=str(error), fix="delete the step that wrote it and rerun", code="E410"
+                "the file is not a probe model",
+                why=str(error),
+                fix="delete the step that wrote it and rerun",
+                code="E410",
             ) from error
         return cls(weight_D=weight_D, intercept=intercept, calibration=Calibration(temperature, bias), metrics=metrics)
 
@@ -136,14 +139,19 @@ class ProbeStage:
         if column.type.list_size != expected:
             raise DataError(
                 f"the vectors have {column.type.list_size} dimensions, the probe {expected}",
-                why="the probe was trained on vectors of another encoder", fix="rerun from the embed step", code="E411",
+                why="the probe was trained on vectors of another encoder",
+                fix="rerun from the embed step",
+                code="E411",
             )
         present_N = column.is_valid().to_numpy(zero_copy_only=False)
         x_PD = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, expected)
         probability_N = np.full(len(column), np.nan, np.float32)
         probability_N[present_N] = self.model.probability(x_PD)
         failed_N = np.isnan(probability_N)
-        errors = [("vector is not finite" if p else "no vector") if f else None for p, f in zip(present_N, failed_N, strict=True)]
+        errors = [
+            ("vector is not finite" if p else "no vector") if f else None
+            for p, f in zip(present_N, failed_N, strict=True)
+        ]
         return pa.table(
             [pa.array(probability_N, mask=failed_N), pa.array(errors, pa.large_string())],
             schema=pa.schema(PROBABILITY_COLUMNS),
@@ -201,8 +209,12 @@ def _fit(x_TD: np.ndarray, hard_T: np.ndarray, l2: float) -> tuple[np.ndarray, f
         weight_T = hard * hard_weight + (1 - hard) * easy_weight
         parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS(
-            [parameters], max_iter=MAX_LBFGS_STEPS, tolerance_grad=1e-9, tolerance_change=1e-14,
-            history_size=20, line_search_fn="strong_wolfe",
+            [parameters],
+            max_iter=MAX_LBFGS_STEPS,
+            tolerance_grad=1e-9,
+            tolerance_change=1e-14,
+            history_size=20,
+            line_search_fn="strong_wolfe",
         )
 
         def objective() -> torch.Tensor:

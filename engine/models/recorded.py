@@ -57,7 +57,9 @@ def _read_by_id(file: str) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read recorded values: {error}", where=file, code="E431") from error
     if rows and ID not in rows[0]:
-        raise DataError("recorded values have no `id` column", where=file, fix="write one row per pool row, with its id")
+        raise DataError(
+            "recorded values have no `id` column", where=file, fix="write one row per pool row, with its id"
+        )
     return {row[ID]: row for row in rows}
 
 

@@ -39,5 +39,7 @@ def load_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"no recipe is called {name!r}", fix=f"{hint}known recipes: {', '.join(RECIPES)}", code="E220")
+        raise ConfigError(
+            f"no recipe is called {name!r}", fix=f"{hint}known recipes: {', '.join(RECIPES)}", code="E220"
+        )
     return Recipe(name, importlib.import_module(RECIPES[name]))

@@ -98,6 +98,8 @@ class Context:
         if target.record() is None:
             ids = take_rows(self.pool, rows_I, [ID])
             ranks = pa.array(np.arange(len(rows_I)))
-            table = pa.table([ids[ROW], ids[ID], ranks, pa.array([reason] * len(rows_I))], ["row", "id", "rank", "reason"])
+            table = pa.table(
+                [ids[ROW], ids[ID], ranks, pa.array([reason] * len(rows_I))], ["row", "id", "rank", "reason"]
+            )
             write_table(target, table, sys.maxsize)
         return target

@@ -26,46 +26,24 @@ from pydantic import Field
 from engine.algorithms.kmeans import kmeans
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.artifacts import Step, take_rows, write_table
-from engine.config import (
-    ClassifierConfig,
-    EmbeddingJudgeConfig,
-    Fraction,
-    GeneratorConfig,
-    JudgeConfig,
-    NeighborConfig,
-    ProbeConfig,
-    RecipeConfig,
-)
-from engine.labelling import Labelled, label_rounds, pool_scores
+from engine.config import Fraction
+from engine.labelling import Labelled, LoopConfig, label_rounds, pool_scores
 from engine.recipes.base import Context, Selection
 from engine.schema import HARD, ID, ROW, VECTOR
 from engine.shards import PoolIndex, Rows, Scores
 
 
-class Config(RecipeConfig):
+class Config(LoopConfig):
     name: Literal["iterselect"] = "iterselect"
-    clusters: int = Field(100, ge=1, description="K of K-Means (not given in the paper)")
-    iterations: int = Field(20, ge=1, description="Most K-Means iterations")
-    diverse_fraction: Fraction = Field(0.3, description="Size of the diverse subset V as a share of the pool")
-    diverse_max: int = Field(15_000, ge=1, description="Largest V, in rows")
-    draw: Literal["equal", "proportional"] = Field("equal", description="How many rows each cluster gives to V")
-    batch_size: int = Field(1000, ge=1, description="Rows judged per round; less when V is too small for max_rounds")
-    max_rounds: int = Field(5, ge=1, description="Most rounds of judging and retraining")
-    accuracy_threshold: Fraction = Field(0.95, description="Stop when the validation accuracy reaches it")
-    patience: int = Field(3, ge=1, description="Stop after so many rounds without a better validation AUC")
-    alpha: Fraction = Field(0.7, description="Weight of the classifier in F; the rest is similarity to the hard set")
-    explore_fraction: Fraction = Field(0.0, description="Share of a later batch drawn at random instead of by F")
-    validation_fraction: Fraction = Field(0.2, description="Share of the labelled rows held out, fixed by id")
-    tie: Literal["easy", "hard", "drop"] = Field("easy", description="What a tie of the judge counts as")
-    similarity: Literal["clip", "minmax"] = Field("clip", description="Range of R: clipped to [0, 1] or min-max scaled")
-    inference: Literal["iterative", "one_shot"] = Field("iterative", description="How the rest is selected")
-    inference_steps: int = Field(10, ge=1, description="Turns in which iterative inference fills the budget")
-    always_keep_hard: bool = Field(False, description="one_shot: put the rows judged hard first")
-    exclude_easy: bool = Field(False, description="one_shot: leave out the rows judged easy")
-    part_rows: int = Field(256, ge=1, description="Rows given to a generator or judge worker at a time")
-    generator: GeneratorConfig = Field(default_factory=NeighborConfig, description="Answers the prompts of a batch")
-    judge: JudgeConfig = Field(default_factory=EmbeddingJudgeConfig, description="Compares answer and reference")
-    classifier: ClassifierConfig = Field(default_factory=ProbeConfig, description="Learns hard from easy")
+    clusters: int = Field(default=100, ge=1, description="K of K-Means (not given in the paper)")
+    iterations: int = Field(default=20, ge=1, description="Most K-Means iterations")
+    diverse_fraction: Fraction = Field(default=0.3, description="Size of the diverse subset V as a share of the pool")
+    diverse_max: int = Field(default=15_000, ge=1, description="Largest V, in rows")
+    draw: Literal["equal", "proportional"] = Field(default="equal", description="How many rows each cluster gives to V")
+    inference: Literal["iterative", "one_shot"] = Field(default="iterative", description="How the rest is selected")
+    inference_steps: int = Field(default=10, ge=1, description="Turns in which iterative inference fills the budget")
+    always_keep_hard: bool = Field(default=False, description="one_shot: put the rows judged hard first")
+    exclude_easy: bool = Field(default=False, description="one_shot: leave out the rows judged easy")
 
 
 def select(context: Context) -> Selection:
@@ -124,16 +102,23 @@ def load_centroids(step: Step, dim: int) -> np.ndarray:
     return np.frombuffer(data, dtype="<f4").reshape(-1, dim)
 
 
-def iterative_inference(
-    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores
-) -> Step:
+def iterative_inference(context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores) -> Step:
     """Fills the budget turn by turn: cluster what is left, draw V, take the best by F, add them to D^H."""
     hard = labelled.rows(index, hard=True, scores=scores)
     kept = hard.rows[top_rows(f_scores(config, index, hard), hard.words, context.budget)]
     rounds = labelled.rounds()
     chosen = [(kept, np.array([f"judged hard in round {rounds[row]}" for row in kept.tolist()]))]
     batch = max(1, -(-context.budget // config.inference_steps))
-    names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw", "alpha", "similarity", "inference_steps")
+    names = (
+        "clusters",
+        "iterations",
+        "diverse_fraction",
+        "diverse_max",
+        "draw",
+        "alpha",
+        "similarity",
+        "inference_steps",
+    )
     settings = {"budget": context.budget, "seed": context.config.seed, **{n: getattr(config, n) for n in names}}
     previous = labelled.fingerprint
     turn = 0
@@ -170,9 +155,7 @@ def inference_turn(
     return pa.table(columns, names=[ROW, HARD, VECTOR])
 
 
-def one_shot_inference(
-    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores
-) -> Step:
+def one_shot_inference(context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores) -> Step:
     """Ranks the whole pool once by F, the labelled rows among it unless asked otherwise."""
     hard, easy = (labelled.rows(index, hard=flag, scores=scores) for flag in (True, False))
     ranked = index.top(scores, config.alpha, config.similarity, context.budget + len(hard.rows) + len(easy.rows))
@@ -207,10 +190,18 @@ def save_selection(
 
 
 def write_pool_scores(
-    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores, diverse: Step, selected: Step
+    context: Context,
+    config: Config,
+    index: PoolIndex,
+    labelled: Labelled,
+    scores: Scores,
+    diverse: Step,
+    selected: Step,
 ) -> Step:
     """M, R, F and cluster of every row of the pool, parallel to its parts. R is to the final D^H."""
-    target = context.step("scores", {"alpha": config.alpha, "similarity": config.similarity}, [diverse.fingerprint, selected.fingerprint])
+    target = context.step(
+        "scores", {"alpha": config.alpha, "similarity": config.similarity}, [diverse.fingerprint, selected.fingerprint]
+    )
     if target.record() is None:
         started = time.monotonic()
         context.runtime.observer.step_started("scores", context.pool_rows)
@@ -228,4 +219,3 @@ def judged_reasons(labelled: Labelled) -> pa.Table:
             rows.append(row)
             reasons.append(f"judged {'hard, but over the budget' if hard else 'easy'} in round {number + 1}")
     return pa.table([pa.array(rows, pa.int64()), pa.array(reasons, pa.string())], names=[ROW, "reason"])
-

@@ -1,4 +1,4 @@
-"""Calibration finds the planted scale and shift, stays finite where the maximum likelihood does not, and is monotone."""
+"""Calibration finds the planted scale and shift, stays finite where maximum likelihood does not, and is monotone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from engine.algorithms.calibration import calibrated_probability, fit_calibration, validation_report
+from engine.algorithms.calibration import (
+    BIAS_PRIOR,
+    SLOPE_PRIOR,
+    calibrated_probability,
+    fit_calibration,
+    validation_report,
+)
 
 
 def planted(num_rows: int, slope: float, bias: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -21,13 +27,17 @@ def test_recovers_planted_scale_and_shift():
     assert fitted.bias == pytest.approx(-1.5, rel=0.03)
 
 
-@pytest.mark.parametrize(("slope", "bias", "rows"), [(0.4, -1.5, 30), (3.0, 2.0, 300), (0.05, 0.0, 200), (1.0, -4.0, 80)])
+@pytest.mark.parametrize(
+    ("slope", "bias", "rows"), [(0.4, -1.5, 30), (3.0, 2.0, 300), (0.05, 0.0, 200), (1.0, -4.0, 80)]
+)
 def test_equal_to_a_general_optimiser(slope, bias, rows):
     logit_N, hard_N = planted(rows, slope, bias)
 
     def loss(parameters):
         u_N = parameters[0] * logit_N + parameters[1]
-        return (np.logaddexp(0, u_N) - hard_N * u_N).sum() + ((parameters - [1, 0]) ** 2).sum() / 2
+        return (np.logaddexp(0, u_N) - hard_N * u_N).sum() + (
+            (parameters - [1, 0]) ** 2 @ [SLOPE_PRIOR, BIAS_PRIOR]
+        ) / 2
 
     best = minimize(loss, [1.0, 0.0], bounds=[(0.01, None), (None, None)], options={"ftol": 1e-15, "gtol": 1e-10})
     fitted = fit_calibration(logit_N, hard_N)

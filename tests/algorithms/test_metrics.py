@@ -30,7 +30,9 @@ def test_calibration_error_by_definition():
     hard_N, p_N = labels_and_probabilities(0)
     bin_N = np.minimum((p_N * 15).astype(int), 14)
     expected = sum(
-        abs(hard_N[bin_N == b].mean() - p_N[bin_N == b].mean()) * (bin_N == b).mean() for b in range(15) if (bin_N == b).any()
+        abs(hard_N[bin_N == b].mean() - p_N[bin_N == b].mean()) * (bin_N == b).mean()
+        for b in range(15)
+        if (bin_N == b).any()
     )
     assert expected_calibration_error(hard_N, p_N) == pytest.approx(expected, abs=1e-12)
     assert expected_calibration_error(np.array([True, False]), np.array([1.0, 0.0])) == 0.0

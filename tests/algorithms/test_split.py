@@ -31,6 +31,8 @@ def test_fixed_by_id_over_order_and_rounds():
 
 def test_class_weights_equal_scikit_learn():
     hard_N = np.random.default_rng(0).random(1000) < 0.1
-    assert class_weights(hard_N) == pytest.approx(compute_class_weight("balanced", classes=np.array([False, True]), y=hard_N))
+    assert class_weights(hard_N) == pytest.approx(
+        compute_class_weight("balanced", classes=np.array([False, True]), y=hard_N)
+    )
     assert class_weights(np.ones(5)) == class_weights(np.zeros(5)) == class_weights(np.zeros(0)) == (1.0, 1.0)
     assert class_weights(np.array([0.5, 0.5])) == (1.0, 1.0)

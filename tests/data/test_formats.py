@@ -31,13 +31,33 @@ def convert(value: dict[str, Any], columns: dict[str, str] | None = None) -> Con
         ({"messages": '[{"from": "human", "value": "q"}]'}, {}, "sharegpt (messages.from/value)", False),
         ({"instruction": "q", "input": "", "output": "a"}, {}, "alpaca (instruction, input, output)", True),
         ({"instruction": "q", "context": "", "response": "a"}, {}, "alpaca (instruction, context, response)", False),
-        ({"instruction": "q", "output": "a", "response": "b"}, {"response": "response"}, "alpaca (instruction, response)", False),
-        ({"prompt": "q", "completion": "a", "question": 1, "answer": 2}, {}, "prompt-completion (prompt, completion)", True),
+        (
+            {"instruction": "q", "output": "a", "response": "b"},
+            {"response": "response"},
+            "alpaca (instruction, response)",
+            False,
+        ),
+        (
+            {"prompt": "q", "completion": "a", "question": 1, "answer": 2},
+            {},
+            "prompt-completion (prompt, completion)",
+            True,
+        ),
         ({"question": "q", "answer": "a"}, {}, "prompt-completion (question, answer)", False),
-        ({"question": "q", "response": "a", "system_prompt": "s"}, {}, "prompt-completion (question, response, system_prompt)", False),
+        (
+            {"question": "q", "response": "a", "system_prompt": "s"},
+            {},
+            "prompt-completion (question, response, system_prompt)",
+            False,
+        ),
         ({"q": "q", "a": "a", "messages": [Q, A]}, {"prompt": "q", "response": "a"}, "prompt-completion (q, a)", False),
         ({"q": "q", "x": "", "a": "a"}, {"prompt": "q", "query": "x", "response": "a"}, "alpaca (q, x, a)", False),
-        ({"chat": [Q, A], "instruction": "q", "output": "a"}, {"messages": "chat"}, "messages (chat.role/content)", False),
+        (
+            {"chat": [Q, A], "instruction": "q", "output": "a"},
+            {"messages": "chat"},
+            "messages (chat.role/content)",
+            False,
+        ),
         ({"instruction": "q", "output": "a", "set": "s"}, {"source": "set"}, "alpaca (instruction, output)", True),
     ],
 )
@@ -174,8 +194,9 @@ def test_same_conversation_from_every_format() -> None:
     assert all(convert(row) == convert(rows[0]) for row in rows)
 
 
-CHAT, ALPACA = Format("messages", {"messages": "messages"}), Format(
-    "alpaca", {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
+CHAT, ALPACA = (
+    Format("messages", {"messages": "messages"}),
+    Format("alpaca", {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}),
 )
 
 

@@ -165,7 +165,7 @@ def test_a_broken_list_keeps_what_came_before(tmp_path: Path, text: str, line: i
 
 
 def test_list_elements_across_window_edges(tmp_path: Path) -> None:
-    rows = [{"k": k, "text": "é\\\"{[" * (k * 37 % 9001)} for k in range(60)]
+    rows = [{"k": k, "text": 'é\\"{[' * (k * 37 % 9001)} for k in range(60)]
     for name, data in (("a.json", json.dumps(rows)), ("b.json", json.dumps(rows, ensure_ascii=False, indent=1))):
         got, rejects = read(write(tmp_path / name, data.encode()))
         assert [row.value for row in got] == rows and not rejects
@@ -218,7 +218,9 @@ def test_arrow_values_become_json(tmp_path: Path) -> None:
 
 
 def test_bad_arrow_rows(tmp_path: Path) -> None:
-    bad_text = pa.StringArray.from_buffers(3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc"))
+    bad_text = pa.StringArray.from_buffers(
+        3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc")
+    )
     for column, reason in (
         (pa.array([None, b"\x01", None]), "unsupported_type"),
         (bad_text, "bad_utf8"),
@@ -267,7 +269,9 @@ def test_resolve_uri() -> None:
     for name in ("b.jsonl", "a.jsonl.gz", "c.parquet", "d.json.zst"):
         memory.pipe(f"/pool/{name}", ENCODINGS[name.replace("b.", "a.").replace("c.", "a.").replace("d.", "a.")])
     files = resolve_inputs("memory://pool")
-    assert [file.path for file in files] == [f"memory:///pool/{n}" for n in ("a.jsonl.gz", "b.jsonl", "c.parquet", "d.json.zst")]
+    assert [file.path for file in files] == [
+        f"memory:///pool/{n}" for n in ("a.jsonl.gz", "b.jsonl", "c.parquet", "d.json.zst")
+    ]
     assert all([row.value for row in read(file)[0]] == ROWS for file in files)
     assert len(resolve_inputs("memory://pool/*.jsonl")) == 1
     assert read(resolve_inputs("memory://pool/b.jsonl")[0])[0][0].file == "memory://pool/b.jsonl"
@@ -280,8 +284,14 @@ def test_file_uri(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "code"),
-    [("nothing.jsonl", "E401"), ("empty", "E403"), ("data.csv", "E404"), ("*.jsonl", "E403"), ("memory://none/", "E401")]
-    + [("nosuch://x/a.jsonl", "E401")],
+    [
+        ("nothing.jsonl", "E401"),
+        ("empty", "E403"),
+        ("data.csv", "E404"),
+        ("*.jsonl", "E403"),
+        ("memory://none/", "E401"),
+        ("nosuch://x/a.jsonl", "E401"),
+    ],
 )
 def test_resolve_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, code: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -37,7 +37,9 @@ def test_accepted_forms(value: object, verdict: str, hard: bool | None) -> None:
     assert (row["verdict"], row["hard"], row["error"]) == (verdict, hard, None)
 
 
-@pytest.mark.parametrize("value", [None, 2, 0.5, "maybe", [1], [1, None], [True, 2], {}, {"hard": "x"}, [float("nan"), 1]])
+@pytest.mark.parametrize(
+    "value", [None, 2, 0.5, "maybe", [1], [1, None], [True, 2], {}, {"hard": "x"}, [float("nan"), 1]]
+)
 def test_anything_else_is_an_error_row(value: object) -> None:
     row = RecordedVerdicts(column="v")(rows([value])).to_pylist()[0]
     assert row["verdict"] is None

@@ -1,0 +1,82 @@
+"""What the tests of whole runs share: a small pool, its settings, both runtimes, and the files that must be equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.config import RunConfig
+from engine.job import execute
+from engine.local import LocalRuntime
+from engine.settings import load_config
+from engine.store import Store
+
+SMALL = [
+    "data.part_rows=24", "budget=40", "recipe.clusters=8", "recipe.diverse_fraction=0.7", "recipe.max_rounds=3",
+    "recipe.inference_steps=3", "recipe.part_rows=16",
+]  # fmt: skip
+
+
+def make_tiny_encoder(folder: Path, texts: list[str]) -> Path:
+    """A BERT of 32 dimensions, random weights and a vocabulary of the given texts: real in every part, and fast."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True)
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    tokenizer.train_from_iterator(texts, vocab_size=2000, min_frequency=1, show_progress=False)
+    tokenizer.save_model(str(folder))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def settings(pool: Path, out: Path | str, *overrides: str) -> list[str]:
+    """Command-line arguments of a small run; the tiny encoder lies beside the pool."""
+    return [
+        str(pool),
+        f"out={out}",
+        f"encoder.model={pool.parent / 'encoder'}",
+        "encoder.max_tokens=64",
+        *SMALL,
+        *overrides,
+    ]
+
+
+def config_for(pool: Path, out: Path | str, *overrides: str) -> RunConfig:
+    return load_config("iterselect", settings(pool, out, *overrides))
+
+
+def run_local(config: RunConfig, observer: Any, shards: int = 1) -> dict[str, Any]:
+    return execute(config, Store(config.out), LocalRuntime(observer, shards=shards), {})
+
+
+def run_ray(config: RunConfig, observer: Any, workers: int, shards: int) -> dict[str, Any]:
+    """On the cluster that is up already."""
+    from actors.cluster import plan, resources
+    from actors.runtime import RayRuntime
+
+    want = config.runtime.model_copy(update={"workers": workers, "shards": shards})
+    return execute(config, Store(config.out), RayRuntime(plan(resources(), want), observer), {})
+
+
+def output_names(out: Path) -> list[str]:
+    """Every output file a user takes away, but for the card and the manifest, which name the run."""
+    kept = [
+        *out.glob("data/*"),
+        *out.glob("scores/*"),
+        out / "ids.txt",
+        out / "rejected.jsonl",
+        out / "dataset_info.json",
+    ]
+    return sorted(str(path.relative_to(out)) for path in kept)
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in output_names(out)}
