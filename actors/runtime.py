@@ -2,7 +2,7 @@
 
 A pass is a Ray Data dataset whose rows are part numbers, mapped over a fixed pool of actors; every worker reads its
 part from storage and commits it there, so nothing large crosses the object store or the driver, and a lost worker
-costs the parts it held. A group is a set of plain classes made remote where they are created.
+costs the parts it held. A group is a set of plain classes, kept in actors that several groups share.
 """
 
 from __future__ import annotations
@@ -36,41 +36,76 @@ class PartMapper:
         return {"index": [part.index], "rows": [part.rows]}
 
 
+class Host:
+    """A process that holds resident members of several groups, so that libraries are loaded once on each worker.
+
+    Every call names its member's class and arguments: after a crash Ray starts the host again, empty, and the repeated
+    call builds the member anew, which then rebuilds its state from storage.
+    """
+
+    def __init__(self) -> None:
+        self.members: dict[str, Any] = {}
+
+    def call(self, key: str, member: Callable[..., Any], shard: Mapping[str, Any], method: str, *args: Any) -> Any:
+        if key not in self.members:
+            self.members[key] = member(**shard)
+        return getattr(self.members[key], method)(*args)
+
+    def drop(self, key: str) -> None:
+        self.members.pop(key, None)
+
+
 class RayGroup:
-    """Members as Ray actors. A member that dies is restarted and rebuilds its state; the call is repeated."""
+    """Members inside hosts, one after another round the hosts. Calls are repeated when a host dies.
+
+    Args:
+        owned: the hosts are this group's alone, and end with it.
+    """
 
     def __init__(
-        self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+        self,
+        name: str,
+        member: Callable[..., Any],
+        shards: Sequence[Mapping[str, Any]],
+        hosts: Sequence[Any],
+        owned: bool,
     ) -> None:
-        remote = ray.remote(member).options(**options)  # pyright: ignore[reportAttributeAccessIssue]
-        self.members: list[Any] = [remote.remote(**shard) for shard in shards]
-        self.size = len(self.members)
+        self.name, self.member, self.shards = name, member, list(shards)
+        self.hosts, self.owned = list(hosts), owned
+        self.size = len(self.shards)
+
+    def _start(self, number: int, method: str, args: Sequence[Any]) -> Any:
+        host = self.hosts[number % len(self.hosts)]
+        return host.call.remote(f"{self.name}/{number}", self.member, self.shards[number], method, *args)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         shared = [_put_if_big(arg) for arg in args]
-        return _get([getattr(member, method).remote(*shared) for member in self.members])
+        return _get([self._start(number, method, shared) for number in range(self.size)])
 
     def dispatch(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         waiting = iter(enumerate(items))
         running: dict[Any, tuple[int, int]] = {}
 
-        def start(member: int) -> None:
+        def start(number: int) -> None:
             for position, item in waiting:
-                running[getattr(self.members[member], method).remote(*item)] = (position, member)
+                running[self._start(number, method, item)] = (position, number)
                 return
 
-        for member in range(self.size):
-            start(member)
+        for number in range(self.size):
+            start(number)
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)  # blocks until some member is free again
-            position, member = running.pop(done)
+            position, number = running.pop(done)
             yield position, _get(done)
-            start(member)
+            start(number)
 
     def close(self) -> None:
-        for member in self.members:
-            ray.kill(member)
-        self.members = []
+        for number in range(self.size):
+            host = self.hosts[number % len(self.hosts)]
+            if self.owned:
+                ray.kill(host)
+            else:
+                host.drop.remote(f"{self.name}/{number}")
 
 
 class RayRuntime:
@@ -84,6 +119,8 @@ class RayRuntime:
     def __init__(self, plan: Plan, observer: Observer) -> None:
         self.plan, self.observer = plan, observer
         self.workers, self.shards, self.threads = plan.workers, plan.shards, plan.threads
+        self._hosts: list[Any] = []
+        self._groups = 0
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
@@ -112,32 +149,35 @@ class RayRuntime:
         return run_pass(self.observer, source, target, run)
 
     def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group:
-        options: dict[str, Any] = {
-            "num_cpus": RESIDENT_CPUS if resources.resident else float(resources.cpus),
-            "num_gpus": resources.gpus or None,
-            "max_restarts": -1,
-            "max_task_retries": -1,
-            "scheduling_strategy": "SPREAD",
-        }
-        group = RayGroup(member, shards, options)
-        _wait_until_placed(group)
-        return group
+        self._groups += 1
+        name = f"{getattr(member, '__name__', 'member')}-{self._groups}"
+        if resources.resident and not resources.gpus:
+            if not self._hosts:
+                self._hosts = self._start_hosts(self.plan.workers, Resources(resident=True))
+            return RayGroup(name, member, shards, self._hosts, owned=False)
+        return RayGroup(name, member, shards, self._start_hosts(len(shards), resources), owned=True)
+
+    def _start_hosts(self, num: int, resources: Resources) -> list[Any]:
+        """Hosts on as many nodes as there are, or a clear error when they cannot be placed."""
+        remote = ray.remote(Host).options(
+            num_cpus=RESIDENT_CPUS if resources.resident else float(resources.cpus),
+            num_gpus=resources.gpus or None,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy="SPREAD",
+        )
+        hosts: list[Any] = [remote.remote() for _ in range(num)]
+        try:
+            ray.get([host.__ray_ready__.remote() for host in hosts], timeout=PLACEMENT_TIMEOUT_S)
+        except GetTimeoutError as error:
+            raise StepError(
+                f"{num} members were not placed within {PLACEMENT_TIMEOUT_S:g} s",
+                fix="lower runtime.workers or runtime.gpus, or add nodes",
+            ) from error
+        return hosts
 
     def close(self) -> None:
         ray.shutdown()
-
-
-def _wait_until_placed(group: RayGroup) -> None:
-    """Fails when members cannot be placed, instead of waiting for ever."""
-    ready = [member.__ray_ready__.remote() for member in group.members]
-    try:
-        ray.get(ready, timeout=PLACEMENT_TIMEOUT_S)
-    except GetTimeoutError as error:
-        raise StepError(
-            f"members were not placed within {PLACEMENT_TIMEOUT_S:g} s", fix="lower runtime.shards or add nodes"
-        ) from error
-    except RayError as error:
-        raise _unwrapped(error) from error
 
 
 def _put_if_big(value: Any) -> Any:

@@ -3,10 +3,10 @@
     python -m benchmarks.kmeans [--rows 200000 --k 1000 --iterations 10] [--vectors FILE.npy]
 
 Every method starts from our k-means++ centroids, makes the given number of centroid updates and ends with the labels of
-all rows, so each assigns the rows iterations + 1 times. Rounds are interleaved, with the order turning; times are
-medians, ratios medians of the rounds' ratios. Inertia, the sum of 1 - cosine, is computed by our code for all three.
-The floor is the matrix product alone, on tiles of our shape into one buffer. Without a file the rows are synthetic:
-twice as many centres as clusters, noise as large as the centres.
+all rows, so each assigns the rows iterations + 1 times. Ours is paired with each other method in interleaved rounds;
+times and ratios are medians. Inertia, the sum of 1 - cosine, is computed by our code for all three. The floor is the
+matrix product alone, on tiles of our shape into one buffer. Without a file the rows are synthetic: twice as many
+centres as clusters, noise twice as large as the centres, so that ten iterations do not converge.
 """
 
 # N rows, D dimensions, K clusters
@@ -14,20 +14,17 @@ twice as many centres as clusters, noise as large as the centres.
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.record import write_record
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.record import paired, write_record
 from engine.algorithms.kmeans import CPU_TILE, INERTIA_ONE, ArrayPoints, initial_centroids, lloyd, unit_rows
-
-Method = Callable[[], np.ndarray]  # makes the centroids and the labels, returns the (K, D) centroids
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def synthetic(arguments: argparse.Namespace) -> np.ndarray:
     x_ND = np.empty((arguments.rows, arguments.dim), np.float16)
     for start in range(0, arguments.rows, 8192):
         rows = centres[rng.integers(len(centres), size=min(8192, arguments.rows - start))]
-        rows = rows + rng.standard_normal(rows.shape, dtype=np.float32)
+        rows = rows + 2 * rng.standard_normal(rows.shape, dtype=np.float32)
         x_ND[start : start + len(rows)] = unit_rows(rows, rows)
     return x_ND
 
@@ -66,58 +63,42 @@ def from_file(path: Path) -> np.ndarray:
 
 def compare(x_ND: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds, ratios and inertia of each method on the same rows."""
+    load = os.getloadavg()[0]
     words_N = np.random.default_rng(arguments.seed).integers(0, 2**64, len(x_ND), dtype=np.uint64)
-    points = ArrayPoints(x_ND, words_N)
+    points, iterations = ArrayPoints(x_ND, words_N), arguments.iterations
     started = time.perf_counter()
     start_KD = initial_centroids(points.sample(max(32 * arguments.k, 10_000), 0), arguments.k, arguments.seed)
-    start_s = time.perf_counter() - started
+    seeding_s = time.perf_counter() - started
     made: dict[str, np.ndarray] = {}
-    methods = {
-        "ours": lambda: ours(x_ND, words_N, start_KD, arguments.iterations),
-        "faiss": lambda: by_faiss(x_ND, start_KD, arguments.iterations),
-        "scikit-learn": lambda: by_sklearn(x_ND, start_KD, arguments.iterations),
-        "floor": lambda: product_only(x_ND, start_KD, arguments.iterations),
-    }
-    seconds = interleaved(methods, arguments.rounds, made)
-    passes = arguments.iterations + 1
-    rows = {}
-    for name, times in seconds.items():
-        rows[name] = {
-            "seconds": statistics.median(times),
-            "seconds_per_pass": statistics.median(times) / passes,
-            "speed_of_ours_over_it": statistics.median(t / o for t, o in zip(times, seconds["ours"], strict=True)),
-            "all_seconds": times,
-        }
-        if name != "floor":
-            centroids_KD = unit_rows(made[name].astype(np.float64), start_KD)
-            rows[name]["inertia"] = ArrayPoints(x_ND, words_N).assign(centroids_KD).inertia / INERTIA_ONE
-    shape = {"rows": len(x_ND), "dim": x_ND.shape[1], "k": len(start_KD), "iterations": arguments.iterations}
-    return shape | {
-        "rounds": arguments.rounds,
+
+    def run(name: str) -> None:
+        made[name] = METHODS[name](x_ND, start_KD, iterations)
+
+    def inertia(name: str) -> float:
+        centroids_KD = unit_rows(made[name].astype(np.float64), start_KD)
+        return ArrayPoints(x_ND, words_N).assign(centroids_KD).inertia / INERTIA_ONE
+
+    others = [name for name in METHODS if name != "ours"]
+    pairs = {name: paired(lambda: run("ours"), lambda name=name: run(name), arguments.rounds) for name in others}
+    floor = pairs["product alone"]
+    operations = 2 * x_ND.size * len(start_KD) * (iterations + 1)
+    return {
+        "rows": len(x_ND),
+        "dim": x_ND.shape[1],
+        "k": len(start_KD),
+        "iterations": iterations,
         "vectors": "synthetic" if arguments.vectors is None else arguments.vectors.name,
-        "passes": passes,
-        "seeding_seconds": start_s,
-        "fraction_of_floor": rows["floor"]["speed_of_ours_over_it"],
-        "floor_gflops": 2e-9 * x_ND.size * len(start_KD) * passes / rows["floor"]["seconds"],
-        "inertia_over_faiss": rows["ours"]["inertia"] / rows["faiss"]["inertia"],
-        "methods": rows,
+        "load_before": load,
+        "seeding_s": seeding_s,
+        "ours_over": pairs,
+        "inertia": {name: inertia(name) for name in METHODS if name != "product alone"},
+        "fraction_of_product": floor["ratio"]["median"],
+        "product_gflops": 1e-9 * operations / floor["second_s"]["median"],
     }
 
 
-def interleaved(methods: dict[str, Method], rounds: int, made: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """Wall seconds of each method in each round; `made` receives what each returned last."""
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    names = list(methods)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.perf_counter()
-            made[name] = methods[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def ours(x_ND: np.ndarray, words_N: np.ndarray, start_KD: np.ndarray, iterations: int) -> np.ndarray:
-    points = ArrayPoints(x_ND, words_N)
+def ours(x_ND: np.ndarray, start_KD: np.ndarray, iterations: int) -> np.ndarray:
+    points = ArrayPoints(x_ND, np.arange(len(x_ND), dtype=np.uint64))
     result = lloyd(points, start_KD, iterations=iterations)
     points.labels(result.centroids_KD)
     if result.iterations < iterations:
@@ -156,18 +137,27 @@ def product_only(x_ND: np.ndarray, start_KD: np.ndarray, iterations: int) -> np.
     return start_KD
 
 
+METHODS = {"ours": ours, "faiss": by_faiss, "scikit-learn": by_sklearn, "product alone": product_only}
+
+
 def print_table(result: dict[str, Any]) -> None:
     title = "{rows:,} x {dim}, k = {k:,}, {iterations} iterations, {vectors}".format(**result)
-    table = Table("", "seconds", "per pass", "ours is faster by", "inertia", title=title)
-    for name, row in result["methods"].items():
-        inertia = f"{row['inertia']:,.2f}" if "inertia" in row else ""
-        speed = f"{row['speed_of_ours_over_it']:.3f}x"
-        table.add_row(name, f"{row['seconds']:.2f}", f"{row['seconds_per_pass']:.3f}", speed, inertia)
-    console = Console()
+    table = Table("", "s", "s per iteration", "ours beside it, s", "ours is faster by", "inertia", title=title)
+    for name, pair in result["ours_over"].items():
+        seconds, ours_s, ratio = pair["second_s"]["median"], pair["first_s"]["median"], pair["ratio"]
+        table.add_row(
+            name,
+            f"{seconds:.2f}",
+            f"{seconds / (result['iterations'] + 1):.3f}",
+            f"{ours_s:.2f}",
+            f"{ratio['median']:.3f}x ({ratio['min']:.2f} to {ratio['max']:.2f})",
+            f"{result['inertia'][name]:,.2f}" if name in result["inertia"] else "",
+        )
+    console = Console(width=120)
     console.print(table)
     console.print(
-        f"{result['fraction_of_floor']:.0%} of the product's own speed ({result['floor_gflops']:.0f} GFLOP/s); "
-        f"seeding {result['seeding_seconds']:.2f} s; inertia {result['inertia_over_faiss']:.6f} of faiss's"
+        f"ours: inertia {result['inertia']['ours']:,.2f}, {result['fraction_of_product']:.0%} of the product's speed "
+        f"({result['product_gflops']:.0f} GFLOP/s); seeding {result['seeding_s']:.2f} s"
     )
 
 

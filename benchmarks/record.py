@@ -35,7 +35,8 @@ def paired(first: Callable[[], object], second: Callable[[], object], rounds: in
         `first_s` and `second_s`: {median, min, max} seconds; `ratio`: {median, min, max} of second / first in the same
         round, so above 1 means that the first is faster; `rounds`.
     """
-    first(), second()
+    first()
+    second()
     times: dict[str, list[float]] = {"first": [], "second": []}
     pair = [("first", first), ("second", second)]
     for number in range(rounds):

@@ -26,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+INTERRUPTED = 130
+
 Local = Annotated[bool, typer.Option("--local", help="Run in this process instead of on Ray.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -44,40 +46,26 @@ def run_cli(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         result = app(arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except IterselectError as error:
-        print_error(error, console, debug)
-        return error.exit_code
+        code = result if isinstance(result, int) else 0  # typer returns 130 for an interrupted command
     except (KeyboardInterrupt, typer.Abort):
-        console.print("interrupted; everything finished so far is saved, run the same command again to continue")
-        return 130
-    except OSError as error:
-        problem = as_problem(error)
-        print_error(problem, console, debug)
-        return problem.exit_code if isinstance(problem, IterselectError) else 1
-    except Exception as error:
+        code = INTERRUPTED
+    except Exception as error:  # whatever it is, the user gets a message, and the traceback with --debug
         if isinstance(error, usage_errors()):
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             return 2
-        if debug:
-            raise
-        print_error(error, console, debug)
-        return 1
+        from engine.session import as_problem
+
+        problem = as_problem(error)
+        print_error(problem, console, debug)
+        return problem.exit_code if isinstance(problem, IterselectError) else 1
+    if code == INTERRUPTED:
+        console.print("interrupted; everything finished so far is saved, run the same command again to continue")
+    return code
 
 
 def usage_errors() -> tuple[type[BaseException], ...]:
     """What the parser raises on a wrong command line: the base class of typer's own errors."""
     return tuple(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
-
-
-def as_problem(error: OSError) -> BaseException:
-    """A full or read-only disk is the user's to mend; other OSErrors are unexpected."""
-    import errno
-
-    from engine.store import storage_problem
-
-    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-    return storage_problem(error, str(error.filename or "a file")) if error.errno in known else error
 
 
 @app.command()
@@ -176,6 +164,7 @@ def init(
         return
     if output.exists():
         raise ConfigError(f"{output} exists already", fix="choose another name or move it away")
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     print(f"wrote {output}; next: iterselect run {output}")
 

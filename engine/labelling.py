@@ -91,9 +91,10 @@ class Labelled:
         return self.checkpoint.fingerprint
 
     def rows(self, index: PoolIndex, *, hard: bool, scores: Scores) -> Rows:
-        """The rows judged hard (or easy), with their scores."""
+        """The rows judged hard (or easy), with their scores; a row that the classifier failed on is left out."""
         chosen = [table.filter(pc.equal(table[HARD], hard))[ROW].to_numpy() for table in self.tables]  # pyright: ignore
-        return index.lookup(np.concatenate(chosen), scores)[0]
+        found = index.lookup(np.concatenate(chosen), scores)[0]
+        return found.take(np.flatnonzero(np.isfinite(found.probability)))
 
     def rounds(self) -> dict[int, int]:
         """Round (from 1) in which each row was judged."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig
 from engine.errors import ConfigError, DataError, EnvironmentProblem, IterselectError
 from engine.events import EventObserver, Events
-from engine.store import Store
+from engine.store import Store, absolute_root, storage_problem
 from engine.yaml_document import parse_yaml
 
 MakeRuntime = Callable[[RunConfig, Any], Any]
@@ -35,9 +36,10 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
     from engine.console import LiveTable
 
     store = Store(config.out)
+    check_out(store)
+    check_inputs(store, config)
     if fresh:
         put_aside(store)
-    check_out(store)
     events = Events(store)
     with LiveTable(quiet=quiet) as view:
         observer = EventObserver(events, view)
@@ -46,9 +48,6 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
         events.status("running", resume_command=resume_command())
         runtime = None
         try:
-            from engine.data.inputs import resolve_inputs
-
-            resolve_inputs(config.data.path)  # a missing file should not wait for a cluster
             started = time.monotonic()
             runtime = make_runtime(config, observer)
             observer.step_started("start", 0)
@@ -56,14 +55,8 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
             from engine.job import execute
 
             summary = execute(config, store, runtime, observer.steps)
-        except IterselectError as error:
-            events.status("failed", exit_code=error.exit_code, reason=str(error))
-            raise
-        except KeyboardInterrupt:
-            events.status("stopped", exit_code=130, reason="interrupted")
-            raise
         except BaseException as error:
-            events.status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}")
+            record_end(events, error)
             raise
         finally:
             if runtime is not None:
@@ -72,30 +65,74 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
     return summary
 
 
+def record_end(events: Events, error: BaseException) -> None:
+    """Says in status.json how a run ended. Where the disk is too full even for that, the error itself is told."""
+    problem = as_problem(error)
+    with suppress(OSError, EnvironmentProblem):
+        if isinstance(problem, KeyboardInterrupt):
+            events.status("stopped", exit_code=130, reason="interrupted")
+        elif isinstance(problem, IterselectError):
+            events.status("failed", exit_code=problem.exit_code, reason=str(problem))
+        else:
+            events.status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}")
+
+
+def as_problem(error: BaseException) -> BaseException:
+    """A full or read-only disk is the user's to mend and becomes an EnvironmentProblem; other errors stay."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+    if not isinstance(error, OSError) or error.errno not in known:
+        return error
+    problem = storage_problem(error, str(error.filename or "a file"))
+    problem.__cause__ = error
+    return problem
+
+
 def put_aside(store: Store) -> None:
     """Renames an existing run folder; nothing is ever deleted."""
     if not store.is_local:
         raise ConfigError("--fresh needs a local run folder", fix=f"choose another out= than {store.root}")
     if store.exists(""):
-        os.rename(store.root, f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}.old")
+        os.rename(store.root, f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%f')}.old")
 
 
 def check_out(store: Store) -> None:
-    """Refuses a folder that is somebody else's, before anything is written.
+    """Refuses a folder that is somebody else's, before anything is written or renamed.
+
+    status.json is the first file of every run. A config.yaml is no proof of one: with `out=.` it may be the user's,
+    and the files of a `data/` folder beside it would be replaced.
 
     Raises:
-        ConfigError: the folder holds files but no run.
-        EnvironmentProblem: it cannot be written.
+        ConfigError: E240 the folder holds files but no run, or is a file.
     """
     if not store.is_local:
         return
-    names = store.list()
-    if names and not {"config.yaml", "status.json", "events.jsonl"} & set(names):
+    if os.path.exists(store.root) and not os.path.isdir(store.root):
+        raise ConfigError(f"{store.root} is a file", fix="choose an empty or new folder with out=", code="E240")
+    names = [name for name in store.list() if not name.startswith(".")]  # a killed run may leave a hidden file only
+    if names and "status.json" not in names:
         raise ConfigError(f"{store.root} holds other files", fix="choose an empty or new folder with out=", code="E240")
-    try:
-        Path(store.root).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot create {store.root}: {error.strerror}", fix="choose another out=") from error
+
+
+def check_inputs(store: Store, config: RunConfig) -> None:
+    """Looks for the input, which should not wait for a cluster, and refuses one that the run would write among.
+
+    Raises:
+        ConfigError: E242 the next run would read what this one writes.
+        DataError: as `resolve_inputs`.
+    """
+    from engine.data.inputs import resolve_inputs
+
+    specs = [config.data.path] if isinstance(config.data.path, str) else config.data.path
+    files = [absolute_root(file.path) for file in resolve_inputs(specs)]
+    mixed = [spec for spec in map(absolute_root, specs) if f"{store.root}/".startswith(f"{spec}/")]
+    mixed += [file for file in files if file.startswith(f"{store.root}/")]
+    if mixed:
+        raise ConfigError(
+            f"the run folder {store.root} and the input {mixed[0]} lie in one another",
+            why="the next run would read the output of this one",
+            fix="choose another folder with out=",
+            code="E242",
+        )
 
 
 def changed_settings(store: Store, config: RunConfig) -> list[str]:

@@ -177,7 +177,8 @@ class Ingest:
             raise DataError(
                 "the input has no rows",
                 where=self.inputs[0].path,
-                why=f"{len(self.inputs)} files are empty",
+                why=f"every file is empty ({len(self.inputs):,} in all)",
+                fix="check what wrote the input",
                 code="E406",
             )
         if counts.pool == 0 and self._first_reject is not None:

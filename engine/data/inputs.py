@@ -59,8 +59,8 @@ def resolve_inputs(spec: str | Iterable[str]) -> list[InputFile]:
 
     Raises:
         DataError: E401 nothing there, E402 not readable, E403 folder or glob without data files, E404 unknown
-            extension.
-        EnvironmentProblem: E310 the package that reads this kind of URI is not installed.
+            extension, E408 a name that is not UTF-8.
+        EnvironmentProblem: E311 the package that reads this kind of URI is not installed.
     """
     found: dict[str, InputFile] = {}
     for one in [spec] if isinstance(spec, str) else spec:
@@ -115,7 +115,7 @@ def _list_uri(spec: str) -> list[InputFile]:
         entries = search(path, detail=True)
     except ImportError as error:
         raise EnvironmentProblem(
-            f"cannot read {spec}", why=str(error), fix="install the package named above", code="E310"
+            f"cannot read {spec}", why=str(error), fix="install the package named above", code="E311"
         ) from error
     except FileNotFoundError as error:
         raise _missing(spec, str(error)) from error
@@ -160,6 +160,12 @@ def _input_file(path: str, size_bytes: int) -> InputFile:
             fix=f"rename or convert it to one of: {WANTED}",
             code="E404",
         )
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the name of {path!r} is not UTF-8", why="it goes into the outputs", fix="rename the file", code="E408"
+        ) from error
     return InputFile(path, size_bytes, *kinds)
 
 

@@ -114,8 +114,8 @@ def pad_batch(token_ids: Sequence[Sequence[int]], batch: Batch, pad_id: int) -> 
         pad_id: token id to fill with.
 
     Returns:
-        `input_ids` and `attention_mask`, both (num_rows, length) int64. Row i is `batch.rows[i]`, the rest is dummy. A row
-        without tokens, dummy or not, has mask 1 at position 0, so that attention always has something to look at.
+        `input_ids` and `attention_mask`, both (num_rows, length) int64. Row i is `batch.rows[i]`, the rest is dummy.
+        A row without tokens, dummy or not, has mask 1 at position 0, so that attention is never masked everywhere.
     """
     input_ids_BL = np.full((batch.num_rows, batch.length), pad_id, dtype=np.int64)
     mask_BL = np.zeros((batch.num_rows, batch.length), dtype=np.int64)

@@ -73,7 +73,7 @@ def train_finetune(
     seed: int,
     directory: Path,
     continue_from: Path | None = None,
-    threads: int = 2,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """Fine-tunes, calibrates, measures, and saves everything `FinetuneStage` needs.
 
@@ -85,7 +85,7 @@ def train_finetune(
         seed: of the split (the same in every round), the head, the order of the rows and dropout.
         directory: created; gets the model (safetensors), the tokenizer and `calibration.json`.
         continue_from: directory of an earlier classifier to start from instead of the pretrained model.
-        threads: CPU threads; part of what determines the bytes.
+        threads: CPU threads; part of what determines the bytes, and slow when there are fewer free processors.
 
     Returns:
         `num_train`, `hard_rate` (of all N labels, None for N = 0), `constant`, those of
@@ -127,7 +127,7 @@ def train_finetune(
     with _quiet():
         scorer.model.save_pretrained(directory)
         scorer.tokenizer.save_pretrained(directory)
-    _save_calibration(directory, calibration, scorer.precision)
+    _save_calibration(directory, calibration, scorer.precision, constant_logit=None)
     return {**metrics, "constant": False, **report, "precision": scorer.precision, **history}
 
 
@@ -387,9 +387,7 @@ def _seeded(seed: int, threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _save_calibration(
-    directory: Path, fitted: Calibration, precision: str, constant_logit: float | None = None
-) -> None:
+def _save_calibration(directory: Path, fitted: Calibration, precision: str, constant_logit: float | None) -> None:
     saved = {**asdict(fitted), "precision": precision, "constant_logit": constant_logit}
     (directory / CALIBRATION_FILE).write_text(canonical_json(saved) + "\n", encoding="utf-8")
 

@@ -273,7 +273,7 @@ def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
             f"cannot load the encoder {model!r}",
             where=folder,
             why=str(error).splitlines()[0],
-            fix="it needs config.json, a tokenizer.json and safetensors weights of an architecture that transformers has",
+            fix="it needs config.json, tokenizer.json and safetensors weights of an architecture in transformers",
             code="E320",
         ) from error
     if tokenizer.pad_token_id is None or not tokenizer.is_fast:

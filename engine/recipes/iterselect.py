@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from engine.algorithms.kmeans import kmeans
+from engine.algorithms.kmeans import kmeans, lloyd
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.artifacts import Step, take_rows, write_table
 from engine.config import Fraction
@@ -56,7 +56,7 @@ def select(context: Context) -> Selection:
         labelled = label_rounds(context, config, index, diverse)
         scores = pool_scores(context, config, labelled)
         choose = iterative_inference if config.inference == "iterative" else one_shot_inference
-        selected = choose(context, config, index, labelled, scores)
+        selected = choose(context, config, index, labelled, scores, diverse)
         scored = write_pool_scores(context, config, index, labelled, scores, diverse, selected)
     finally:
         index.close()
@@ -102,7 +102,9 @@ def load_centroids(step: Step, dim: int) -> np.ndarray:
     return np.frombuffer(data, dtype="<f4").reshape(-1, dim)
 
 
-def iterative_inference(context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores) -> Step:
+def iterative_inference(
+    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores, diverse: Step
+) -> Step:
     """Fills the budget turn by turn: cluster what is left, draw V, take the best by F, add them to D^H."""
     hard = labelled.rows(index, hard=True, scores=scores)
     kept = hard.rows[top_rows(f_scores(config, index, hard), hard.words, context.budget)]
@@ -120,13 +122,13 @@ def iterative_inference(context: Context, config: Config, index: PoolIndex, labe
         "inference_steps",
     )
     settings = {"budget": context.budget, "seed": context.config.seed, **{n: getattr(config, n) for n in names}}
-    previous = labelled.fingerprint
-    turn = 0
+    previous, turn = labelled.fingerprint, 0
+    centroids_KD = load_centroids(diverse, index.dim())
     while (missing := context.budget - sum(len(rows) for rows, _ in chosen)) > 0 and (left := index.count()) > 0:
         picked = context.step(f"inference/{turn:03d}", {**settings, "turn": turn}, [previous])
         if picked.record() is None:
             context.runtime.observer.step_started(picked.name, left)
-            table = inference_turn(context, config, index, scores, min(batch, missing), left, turn)
+            table = inference_turn(context, config, index, scores, centroids_KD, min(batch, missing), left, turn)
             write_table(picked, table, context.pool_rows)
             context.runtime.observer.step_done(picked.name, len(table), picked.require().seconds, 0, reused=False)
         rows = picked.read_all([ROW])[ROW].to_numpy()
@@ -143,11 +145,21 @@ def iterative_inference(context: Context, config: Config, index: PoolIndex, labe
 
 
 def inference_turn(
-    context: Context, config: Config, index: PoolIndex, scores: Scores, take: int, left: int, turn: int
+    context: Context,
+    config: Config,
+    index: PoolIndex,
+    scores: Scores,
+    centroids_KD: np.ndarray,
+    take: int,
+    left: int,
+    turn: int,
 ) -> pa.Table:
-    """The `take` best rows by F of a fresh V, as an entry of the index's log (row, hard, vector), best first."""
+    """The `take` best rows by F of a fresh V, as an entry of the index's log (row, hard, vector), best first.
+
+    K-Means over what is left starts from the pool's centroids: it ends near them, in a few iterations.
+    """
     seed = context.config.seed
-    result = kmeans(index, config.clusters, seed=seed, iterations=config.iterations)
+    result = lloyd(index, centroids_KD, iterations=config.iterations)
     size = max(diverse_rows(config, left), min(left, 2 * take))
     drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, seed, f"inference/{turn}", scores)
     best = drawn.take(top_rows(f_scores(config, index, drawn), drawn.words, take))
@@ -155,7 +167,9 @@ def inference_turn(
     return pa.table(columns, names=[ROW, HARD, VECTOR])
 
 
-def one_shot_inference(context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores) -> Step:
+def one_shot_inference(
+    context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores, diverse: Step
+) -> Step:
     """Ranks the whole pool once by F, the labelled rows among it unless asked otherwise."""
     hard, easy = (labelled.rows(index, hard=flag, scores=scores) for flag in (True, False))
     ranked = index.top(scores, config.alpha, config.similarity, context.budget + len(hard.rows) + len(easy.rows))

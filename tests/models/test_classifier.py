@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ from engine.models.classifier import FinetuneSettings, FinetuneStage, Scorer, fe
 EASY = ["red", "green", "blue", "white", "black", "brown"]
 HARD = ["prove", "derive", "integrate", "refute", "bound", "diagonalise"]
 FILL = [f"word{i}" for i in range(20)]
-
-train = partial(train_finetune, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +76,7 @@ def scores(directory: Path | str, texts: list[str | None]) -> np.ndarray:
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> tuple[Path, dict]:
     directory = tmp_path_factory.mktemp("trained")
-    return directory, train(*planted(400), quick(tiny), 0, directory)
+    return directory, train_finetune(*planted(400), quick(tiny), 0, directory)
 
 
 def test_learns_and_is_calibrated(trained):
@@ -130,7 +127,7 @@ def test_score_of_a_row_ignores_split_order_and_threads(trained):
 
 def test_save_and_load_give_the_trained_model(tiny, tmp_path):
     texts, hard_N, words_N = planted(60)
-    metrics = train(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path)
+    metrics = train_finetune(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path)
     scorer = Scorer(str(tmp_path), 40, metrics["precision"])
     again = Scorer(str(fetch_directory(f"file://{tmp_path}", tmp_path / "copy")), 40, metrics["precision"])
     tokens = scorer.tokenize(texts)
@@ -141,12 +138,14 @@ def test_save_and_load_give_the_trained_model(tiny, tmp_path):
 def test_stops_early_and_keeps_the_best_epoch(tiny, tmp_path):
     texts, _, words_N = planted(120)
     noise_N = np.random.default_rng(0).random(120) < 0.5  # nothing to learn: validation loss soon rises
-    metrics = train(texts, noise_N, words_N, quick(tiny, epochs=30, patience=2, learning_rate=3e-3), 0, tmp_path)
+    metrics = train_finetune(
+        texts, noise_N, words_N, quick(tiny, epochs=30, patience=2, learning_rate=3e-3), 0, tmp_path
+    )
     losses = metrics["val_loss"]
     assert len(losses) < 30
     assert metrics["best_epoch"] == 1 + int(np.argmin(losses))
     assert len(losses) == metrics["best_epoch"] + 2
-    short = train(
+    short = train_finetune(
         texts, noise_N, words_N, quick(tiny, epochs=30, patience=1, learning_rate=3e-3), 0, tmp_path / "short"
     )
     assert short["val_loss"] == losses[: len(short["val_loss"])]
@@ -155,17 +154,17 @@ def test_stops_early_and_keeps_the_best_epoch(tiny, tmp_path):
 def test_continues_from_an_earlier_classifier(tiny, trained, tmp_path):
     directory, first = trained
     texts, hard_N, words_N = planted(120, seed=8)
-    metrics = train(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path / "next", directory)
+    metrics = train_finetune(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path / "next", directory)
     assert metrics["train_loss"][0] < 0.7 * first["train_loss"][0]
-    train(texts, np.ones(120), words_N, quick(tiny), 0, tmp_path / "constant")
-    fresh = train(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path / "a")
-    after = train(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path / "b", tmp_path / "constant")
+    train_finetune(texts, np.ones(120), words_N, quick(tiny), 0, tmp_path / "constant")
+    fresh = train_finetune(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path / "a")
+    after = train_finetune(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path / "b", tmp_path / "constant")
     assert fresh["train_loss"] == after["train_loss"]
 
 
 def test_soft_labels(tiny, tmp_path):
     texts, hard_N, words_N = planted(200)
-    metrics = train(texts, np.where(hard_N, 0.8, 0.1), words_N, quick(tiny), 0, tmp_path)
+    metrics = train_finetune(texts, np.where(hard_N, 0.8, 0.1), words_N, quick(tiny), 0, tmp_path)
     assert metrics["val_auc"] > 0.9
     assert scores(tmp_path, texts).max() < 0.97
 
@@ -173,7 +172,7 @@ def test_soft_labels(tiny, tmp_path):
 @pytest.mark.parametrize(("label", "expected"), [(True, 7 / 8), (False, 1 / 8)])
 def test_one_class_gives_the_smoothed_prior(tiny, tmp_path, label, expected):
     texts, _, words_N = planted(6)
-    metrics = train(texts, np.full(6, label), words_N, quick(tiny, validation_fraction=0.0), 0, tmp_path)
+    metrics = train_finetune(texts, np.full(6, label), words_N, quick(tiny, validation_fraction=0.0), 0, tmp_path)
     assert metrics["constant"]
     assert metrics["val_auc"] is None
     assert scores(tmp_path, texts) == pytest.approx(np.full(6, expected))
@@ -185,7 +184,7 @@ def test_few_labels_and_no_validation_rows(tiny, tmp_path, num_rows):
     texts, _, words_N = planted(num_rows)
     hard_N = np.arange(num_rows) % 2 == 0
     settings = quick(tiny, epochs=1, validation_fraction=0.0)
-    metrics = train(texts, hard_N, words_N, settings, 0, tmp_path)
+    metrics = train_finetune(texts, hard_N, words_N, settings, 0, tmp_path)
     assert metrics["num_train"] == num_rows
     assert metrics["val_accuracy"] is None
     assert metrics.get("val_loss") is None
@@ -226,10 +225,10 @@ def test_bundled_minilm_learns(tmp_path):
         for hard, a, b in zip(hard_N, rng.integers(2, 99, 160), rng.integers(100, 999, 160), strict=True)
     ]
     words_N = rng.integers(0, 2**64, 160, dtype=np.uint64)
-    metrics = train(texts, hard_N, words_N, FinetuneSettings(learning_rate=5e-5, epochs=2), 0, tmp_path)
+    metrics = train_finetune(texts, hard_N, words_N, FinetuneSettings(learning_rate=5e-5, epochs=2), 0, tmp_path)
     assert metrics["val_auc"] > 0.95
 
 
 def test_divergence_is_an_error(tiny, tmp_path):
     with pytest.raises(StepError, match="E120"):
-        train(*planted(60), quick(tiny, learning_rate=1e30, precision="float32"), 0, tmp_path)
+        train_finetune(*planted(60), quick(tiny, learning_rate=1e30, precision="float32"), 0, tmp_path)
