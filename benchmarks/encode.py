@@ -38,9 +38,16 @@ def read_texts(data: Path, rows: int) -> list[str]:
         texts = [f"{record['instruction']}\n{record['input'] or ''}" for record in records]
     else:
         with data.open(encoding="utf-8") as lines:
-            records = [json.loads(line) for line in itertools.islice(lines, rows)]
-        texts = ["\n".join(turn["content"] for turn in record["messages"][:-1]) for record in records]
+            texts = [text for text in map(_prompt, itertools.islice(lines, rows)) if text]
     return (texts * -(-rows // len(texts)))[:rows]
+
+
+def _prompt(line: str) -> str:
+    """Texts before the last message; empty for a line that is not a conversation, as the example has on purpose."""
+    try:
+        return "\n".join(turn["content"] for turn in json.loads(line)["messages"][:-1])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def measure(texts: list[str], rounds: int, threads: int | None) -> dict[str, Any]:

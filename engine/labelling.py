@@ -47,7 +47,7 @@ from engine.schema import (
     seeded_hash,
 )
 from engine.shards import PoolIndex, Rows, Scores
-from engine.trainer import ProbeScores, StepScores, Trainer, round_metrics_json
+from engine.trainer import ProbeScores, StepScores, TableScores, Trainer, round_metrics_json
 
 
 class LoopConfig(RecipeConfig):
@@ -166,8 +166,10 @@ def choose_batch(
         scores = batch_scores(context, config, diverse, labelled, number)
         rows, _ = index.lookup(table[ROW].to_numpy(), scores)
         explored = at_random[: round(config.explore_fraction * size)]
-        f = combine_scores(rows.probability, index.scaled(rows.similarity, config.similarity), config.alpha)
-        best = top_rows(f, words, len(words))
+        scored = np.flatnonzero(np.isfinite(rows.probability))
+        similarity = index.scaled(rows.similarity[scored], config.similarity)
+        f = combine_scores(rows.probability[scored], similarity, config.alpha)
+        best = scored[top_rows(f, words[scored], len(scored))]
         picked = np.concatenate([explored, best[~np.isin(best, explored)]])[:size]
     write_table(target, table.take(pa.array(np.sort(picked))), config.part_rows)
     return target
@@ -178,7 +180,7 @@ def batch_scores(context: Context, config: LoopConfig, diverse: Step, labelled: 
     assert labelled.checkpoint is not None
     if config.classifier.kind == "probe":
         return ProbeScores(labelled.checkpoint)
-    return StepScores(classify(context, config, diverse, labelled.checkpoint, f"rounds/{number:03d}/scored"))
+    return TableScores.of_step(classify(context, config, diverse, labelled.checkpoint, f"rounds/{number:03d}/scored"))
 
 
 def pool_scores(context: Context, config: LoopConfig, labelled: Labelled) -> Scores:

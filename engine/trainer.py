@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from engine.artifacts import Step, take_rows
 from engine.data.vectors import vectors_from_arrow
-from engine.schema import HARD, ID, PROBABILITY, PROMPT, VECTOR, id_words
+from engine.schema import HARD, ID, PROBABILITY, PROMPT, ROW, VECTOR, id_words
 
 MODEL_FILE = "model.safetensors"
 
@@ -117,6 +118,24 @@ class StepScores:
 
     def of(self, rows_N: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
         return take_rows(self.scored, rows_N, [PROBABILITY])[PROBABILITY].to_numpy().astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TableScores:
+    """M of the rows of V, in memory."""
+
+    rows_V: np.ndarray  # int64
+    probability_V: np.ndarray  # float32, NaN where the classifier failed
+
+    @staticmethod
+    def of_step(scored: Step) -> TableScores:
+        table = scored.read_all([ROW, PROBABILITY])
+        rows, probability = table[ROW].to_numpy(), table[PROBABILITY].to_numpy().astype(np.float32)
+        order = np.argsort(rows, kind="stable")
+        return TableScores(rows[order], probability[order])
+
+    def of(self, rows_N: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
+        return self.probability_V[np.searchsorted(self.rows_V, rows_N)]
 
 
 def round_metrics_json(metrics: Mapping[str, Any]) -> bytes:
