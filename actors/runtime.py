@@ -13,15 +13,16 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.cluster import RESIDENT_CPUS, Plan
 from engine.artifacts import Part, Source, Step, StepRecord
-from engine.errors import IterselectError, StepError
+from engine.errors import EnvironmentProblem, IterselectError, StepError
 from engine.events import Observer
 from engine.runtime import Group, PartWorker, Resources, StageSpec, run_pass
 
-PLACEMENT_TIMEOUT_S = 600.0
+PLACEMENT_TIMEOUT_S = 120.0
+MAX_RESTARTS = 100  # of one host: kills and lost nodes are survived, a member that always dies ends the run
 BIG_BYTES = 100_000  # arguments above this are put in the object store once instead of once per member
 
 
@@ -46,8 +47,9 @@ class Host:
     def __init__(self) -> None:
         self.members: dict[str, Any] = {}
 
-    def call(self, key: str, member: Callable[..., Any], shard: Mapping[str, Any], method: str, *args: Any) -> Any:
+    def call(self, key: str, spec: tuple[Callable[..., Any], Mapping[str, Any]], method: str, *args: Any) -> Any:
         if key not in self.members:
+            member, shard = spec
             self.members[key] = member(**shard)
         return getattr(self.members[key], method)(*args)
 
@@ -59,6 +61,7 @@ class RayGroup:
     """Members inside hosts, one after another round the hosts. Calls are repeated when a host dies.
 
     Args:
+        gpus: of each member.
         owned: the hosts are this group's alone, and end with it.
     """
 
@@ -69,14 +72,15 @@ class RayGroup:
         shards: Sequence[Mapping[str, Any]],
         hosts: Sequence[Any],
         owned: bool,
+        gpus: float = 0.0,
     ) -> None:
-        self.name, self.member, self.shards = name, member, list(shards)
-        self.hosts, self.owned = list(hosts), owned
-        self.size = len(self.shards)
+        self.name, self.hosts, self.owned, self.gpus = name, list(hosts), owned, gpus
+        self.specs = [ray.put((member, shard)) for shard in shards]  # sent to a node once, not with every call
+        self.size = len(self.specs)
 
     def _start(self, number: int, method: str, args: Sequence[Any]) -> Any:
         host = self.hosts[number % len(self.hosts)]
-        return host.call.remote(f"{self.name}/{number}", self.member, self.shards[number], method, *args)
+        return host.call.remote(f"{self.name}/{number}", self.specs[number], method, *args)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         shared = [_put_if_big(arg) for arg in args]
@@ -100,16 +104,20 @@ class RayGroup:
             start(number)
 
     def close(self) -> None:
-        for number in range(self.size):
-            host = self.hosts[number % len(self.hosts)]
-            if self.owned:
+        if self.owned:
+            for host in self.hosts:
                 ray.kill(host)
-            else:
-                host.drop.remote(f"{self.name}/{number}")
+        else:
+            for number in range(self.size):
+                self.hosts[number % len(self.hosts)].drop.remote(f"{self.name}/{number}")
+        self.hosts = []
 
 
 class RayRuntime:
     """Runs on the cluster that `actors.cluster.connect` reached.
+
+    A group with GPUs has hosts of its own and holds its GPUs until it is closed, which engine.backends does after each
+    round, so that the next phase finds them free on a small cluster.
 
     Args:
         plan: sizes of pools and groups.
@@ -121,6 +129,7 @@ class RayRuntime:
         self.workers, self.shards, self.threads = plan.workers, plan.shards, plan.threads
         self._hosts: list[Any] = []
         self._groups = 0
+        self._owned: list[RayGroup] = []
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
@@ -150,30 +159,43 @@ class RayRuntime:
 
     def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group:
         self._groups += 1
-        name = f"{getattr(member, '__name__', 'member')}-{self._groups}"
+        stage = shards[0].get("stage")
+        what = stage.name if isinstance(stage, StageSpec) else getattr(member, "__name__", "member")
+        name = f"{what}-{self._groups}"
         if resources.resident and not resources.gpus:
             if not self._hosts:
                 self._hosts = self._start_hosts(self.plan.workers, Resources(resident=True))
             return RayGroup(name, member, shards, self._hosts, owned=False)
-        return RayGroup(name, member, shards, self._start_hosts(len(shards), resources), owned=True)
+        hosts = self._start_hosts(len(shards), resources)
+        group = RayGroup(name, member, shards, hosts, owned=True, gpus=resources.gpus)
+        self._owned = [*(open_group for open_group in self._owned if open_group.hosts), group]
+        return group
 
     def _start_hosts(self, num: int, resources: Resources) -> list[Any]:
         """Hosts on as many nodes as there are, or a clear error when they cannot be placed."""
         remote = ray.remote(Host).options(
             num_cpus=RESIDENT_CPUS if resources.resident else float(resources.cpus),
             num_gpus=resources.gpus or None,
-            max_restarts=-1,
-            max_task_retries=-1,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
             scheduling_strategy="SPREAD",
         )
         hosts: list[Any] = [remote.remote() for _ in range(num)]
         try:
             ray.get([host.__ray_ready__.remote() for host in hosts], timeout=PLACEMENT_TIMEOUT_S)
         except GetTimeoutError as error:
-            raise StepError(
-                f"{num} members were not placed within {PLACEMENT_TIMEOUT_S:g} s",
+            for host in hosts:
+                ray.kill(host)
+            held = ", ".join(f"{g.name} ({g.size} x {g.gpus:g})" for g in self._owned if g.hosts and g.gpus)
+            raise EnvironmentProblem(
+                f"{num} members with {resources.cpus} CPUs and {resources.gpus:g} GPUs each were not placed within "
+                f"{PLACEMENT_TIMEOUT_S:g} s",
+                why=f"GPUs are held by: {held}" if held else "other work holds the cluster's resources",
                 fix="lower runtime.workers or runtime.gpus, or add nodes",
+                code="E334",
             ) from error
+        except RayError as error:
+            raise _unwrapped(error) from error
         return hosts
 
     def close(self) -> None:
@@ -203,8 +225,16 @@ def _unwrapped(error: BaseException) -> BaseException:
     """The engine's own error inside a Ray error, if there is one: users should not read Ray's wrapping."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, IterselectError) and not isinstance(seen, RayTaskError):
+        wrapper = isinstance(seen, RayTaskError)  # such an object also claims the class of the error it wraps
+        if isinstance(seen, IterselectError) and not wrapper:
             return seen
+        if isinstance(seen, RayActorError) and not wrapper and not seen.actor_init_failed:
+            return EnvironmentProblem(
+                f"a member died more than {MAX_RESTARTS} times",
+                why=f"probably it runs out of memory; Ray says: {' '.join(str(seen).split())}",
+                fix="lower runtime.workers, or give the nodes more memory; see Ray's logs for how it died",
+                code="E335",
+            )
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
     return StepError(f"a worker failed: {str(error).strip().splitlines()[-1]}", why=type(error).__name__)

@@ -87,6 +87,11 @@ class Step:
         self.fingerprint = fingerprint(name, version, self.settings, self.inputs)
         self.folder = (name if "/" in name else f"steps/{name}") + f"-{self.fingerprint[:8]}"
         self._record: StepRecord | None = None
+        self._parts: dict[int, Part] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cached record: a step travels to every worker, and each can read it."""
+        return {**self.__dict__, "_record": None, "_parts": {}}
 
     def __repr__(self) -> str:
         return f"Step({self.folder})"
@@ -96,13 +101,14 @@ class Step:
         """A complete step of an earlier run, found by its folder."""
         record = StepRecord.from_json(store.read_bytes(f"{folder}/step.json"))
         step = Step(store, record.name, record.settings, record.inputs)
-        step.folder, step.fingerprint, step._record = folder, record.fingerprint, record
+        step.folder, step.fingerprint = folder, record.fingerprint
         return step
 
     def record(self) -> StepRecord | None:
         """The step's record, or None while it is not complete."""
         if self._record is None and self.store.exists(f"{self.folder}/step.json"):
             self._record = StepRecord.from_json(self.store.read_bytes(f"{self.folder}/step.json"))
+            self._parts = {part.index: part for part in self._record.parts}
         return self._record
 
     def require(self) -> StepRecord:
@@ -118,16 +124,15 @@ class Step:
 
     def committed(self) -> dict[int, Part]:
         """Parts committed so far, by index."""
-        record = self.record()
-        if record is not None:
-            return {part.index: part for part in record.parts}
+        if self.record() is not None:
+            return dict(self._parts)
         names = [name for name in self.store.list(self.folder) if name.endswith(".commit")]
         parts = [Part(**json.loads(self.store.read_bytes(f"{self.folder}/{name}"))) for name in names]
         return {part.index: part for part in sorted(parts, key=lambda part: part.index)}
 
     def part(self, index: int) -> Part:
         if self.record() is not None:
-            return self.committed()[index]
+            return self._parts[index]
         return Part(**json.loads(self.store.read_bytes(f"{self.folder}/part-{index:05d}.commit")))
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -153,22 +158,25 @@ class Step:
             return self.part(index)
         return part
 
-    def finish(self, *, started: float, extra: Mapping[str, Any] | None = None) -> StepRecord:
+    def finish(self, *, started: float, rows: int, extra: Mapping[str, Any] | None = None) -> StepRecord:
         """Writes the record. All parts must be committed, numbered 0..n-1.
 
         Args:
             started: `time.monotonic()` when the step began in this process.
+            rows: rows the parts must hold together.
             extra: JSON-able facts worth keeping beside the record.
         """
         parts = list(self.committed().values())
         if [part.index for part in parts] != list(range(len(parts))):
             raise StepError(f"step {self.folder} has gaps: parts {[part.index for part in parts]}")
+        if sum(part.rows for part in parts) != rows:
+            raise StepError(f"step {self.folder} holds {sum(part.rows for part in parts)} rows, not {rows}")
         record = StepRecord(
             name=self.name,
             fingerprint=self.fingerprint,
             settings=self.settings,
             inputs=self.inputs,
-            rows=sum(part.rows for part in parts),
+            rows=rows,
             failed=sum(part.failed for part in parts),
             seconds=round(time.monotonic() - started, 3),
             busy_s=round(sum(part.seconds for part in parts), 3),
@@ -219,7 +227,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def write_table(step: Step, table: pa.Table, part_rows: int, extra: Mapping[str, Any] | None = None) -> StepRecord:
-    """Makes a small step from a table that is already in memory; reuses it when it is complete."""
+    """Makes a small step from a table that is already in memory; reuses it when it is complete.
+
+    `part_rows` must be among the settings of the step when a caller may change it: parts resume by index.
+    """
     record = step.record()
     if record is not None:
         return record
@@ -228,7 +239,7 @@ def write_table(step: Step, table: pa.Table, part_rows: int, extra: Mapping[str,
     for index, offset in enumerate(range(0, max(table.num_rows, 1), part_rows)):
         if index not in done:
             step.commit(index, table.slice(offset, part_rows))
-    return step.finish(started=started, extra=extra)
+    return step.finish(started=started, rows=table.num_rows, extra=extra)
 
 
 def take_rows(step: Step, rows_I: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:

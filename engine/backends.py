@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from engine.artifacts import Part, Source, Step, StepRecord, take_rows
 from engine.config import Strict
 from engine.models.generators import TransformersGenerator
 from engine.models.judges import EmbeddingJudge
-from engine.models.recorded import RecordedAnswers, RecordedVerdicts
+from engine.models.recorded import RecordedAnswers, RecordedVerdicts, content_hash
 from engine.recipes.base import Context
 from engine.runtime import Group, PartWorker, StageSpec, map_on_group, run_pass
 from engine.schema import ANSWER_COLUMNS, RESPONSE, ROW, VERDICT_COLUMNS
@@ -34,7 +35,10 @@ class Backend(Protocol):
 
 
 class Resident:
-    """A stage on a group of workers that stay up from round to round. Nothing is loaded until it is needed."""
+    """A stage on a group of workers that stay up from round to round. Nothing is loaded until it is needed.
+
+    One that holds GPUs goes after each step: the next model of the round wants them.
+    """
 
     def __init__(self, context: Context, stage: StageSpec, identity: Mapping[str, Any]) -> None:
         self.context, self.stage, self.identity = context, stage, identity
@@ -46,11 +50,15 @@ class Resident:
             self.group = runtime.group(PartWorker, [{"stage": self.stage}] * runtime.workers, self.stage.resources)
         if self.group is None:
             return run_pass(runtime.observer, source, target, lambda todo: iter(()))
-        return map_on_group(runtime.observer, self.group, source, target)
+        record = map_on_group(runtime.observer, self.group, source, target)
+        if self.stage.resources.gpus > 0:
+            self.close()
+        return record
 
     def close(self) -> None:
         if self.group is not None:
             self.group.close()
+            self.group = None
 
 
 class Neighbor:
@@ -67,13 +75,16 @@ class Neighbor:
                 started = time.perf_counter()
                 rows = source.read(part, [ROW])[ROW]
                 found, vectors = self.index.lookup(rows.to_numpy())
-                nearest, back = np.unique(self.index.nearest(vectors, found.rows), return_inverse=True)
-                responses = take_rows(self.context.pool, nearest, [RESPONSE])[RESPONSE].take(pa.array(back))
-                nothing = pa.nulls(len(rows), pa.large_string())
-                table = pa.table(
-                    [rows, responses, nothing], schema=pa.schema([pa.field(ROW, pa.int64()), *ANSWER_COLUMNS])
-                )
-                yield target.commit(part, table, seconds=time.perf_counter() - started)
+                nearest = self.index.nearest(vectors, found.rows)
+                alone = nearest < 0  # there is no other row
+                wanted = np.unique(nearest[~alone])
+                responses = take_rows(self.context.pool, wanted, [RESPONSE])[RESPONSE]
+                responses = responses.take(pa.array(np.searchsorted(wanted, nearest), mask=alone))
+                errors = pa.array(np.where(alone, "no other row in the pool", ""), pa.large_string(), mask=~alone)
+                schema = pa.schema([pa.field(ROW, pa.int64()), *ANSWER_COLUMNS])
+                table = pa.table([rows, responses, errors], schema=schema)
+                seconds = time.perf_counter() - started
+                yield target.commit(part, table, seconds=seconds, failed=int(alone.sum()))
 
         return run_pass(self.context.runtime.observer, source, target, answers)
 
@@ -93,18 +104,46 @@ def build_generator(context: Context, config: Strict, index: PoolIndex) -> Backe
         return None
     if kind == "neighbor":
         return Neighbor(context, index)
-    return _resident(context, "answer", GENERATORS[kind], settings, ANSWER_COLUMNS, {"kind": kind, **settings})
+    settings, identity = pinned(kind, settings)
+    return _resident(context, "answer", GENERATORS[kind], settings, ANSWER_COLUMNS, identity)
 
 
 def build_judge(context: Context, config: Strict) -> Backend:
     settings = config.model_dump()
     kind = settings.pop("kind")
-    identity = {"kind": kind, **settings}
+    settings, identity = pinned(kind, settings)
     if kind == "embedding":
-        from engine.models.encoder import encoder_settings
-
-        settings["encoder"] = encoder_settings(context.config.encoder.model_dump())
+        settings["encoder"] = context.encoder()
     return _resident(context, "judge", JUDGES[kind], settings, VERDICT_COLUMNS, identity)
+
+
+def pinned(kind: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a stage is built with, and what determines its bytes.
+
+    Local paths become absolute, since workers run in another directory. In the identity a hash of the contents stands
+    for a recorded `file` or a `model`, so that one that changed is not taken for the old one.
+
+    Returns:
+        (arguments of the stage, identity).
+
+    Raises:
+        DataError: E431, the file cannot be read.
+        EnvironmentProblem: E320, the model is not here.
+    """
+    settings = dict(settings)
+    identity = {"kind": kind, **settings}
+    if settings.get("file") is not None:
+        if "://" not in settings["file"]:
+            settings["file"] = str(Path(settings["file"]).expanduser().absolute())
+        identity["file"] = content_hash(settings["file"])
+    if "model" in settings:
+        from engine.models.encoder import fingerprint, resolve_model
+
+        folder = resolve_model(settings["model"])
+        if Path(settings["model"]).expanduser().is_dir():
+            settings["model"] = folder
+        identity["model"] = fingerprint(folder)
+    return settings, identity
 
 
 def _resident(

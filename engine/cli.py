@@ -35,7 +35,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: an existing run folder is renamed, never deleted.")]
 
 EXAMPLE_SETTINGS = [
-    "recipe.clusters=24", "recipe.diverse_fraction=0.5", "recipe.max_rounds=4", "recipe.inference_steps=4",
+    "recipe.clusters=24", "recipe.diverse_fraction=0.6", "recipe.max_rounds=4", "recipe.inference_steps=4",
     "recipe.part_rows=64", "data.part_rows=256",
 ]  # fmt: skip
 

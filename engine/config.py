@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from engine.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Strict(BaseModel):
@@ -83,6 +86,12 @@ class RecorderConfig(Strict):
         default=None, description="JSONL or Parquet file with a column `id` and the recorded values"
     )
 
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> RecorderConfig:
+        if self.column is None and self.file is None:
+            raise ValueError("kind recorded needs `column` (of the source rows) or `file`")
+        return self
+
 
 class NeighborConfig(Strict):
     kind: Literal["neighbor"] = "neighbor"
@@ -113,6 +122,16 @@ GeneratorConfig = Annotated[
     NeighborConfig | TransformersConfig | RecorderConfig | NoGeneratorConfig, Field(discriminator="kind")
 ]
 JudgeConfig = Annotated[EmbeddingJudgeConfig | RecorderConfig, Field(discriminator="kind")]
+
+
+def check_backends(generator: Strict, judge: Strict) -> None:
+    """For the validator of a recipe that has both.
+
+    Raises:
+        ValueError: there is nothing for the judge to compare.
+    """
+    if isinstance(generator, NoGeneratorConfig) and not isinstance(judge, RecorderConfig):
+        raise ValueError("generator kind none gives the judge no answers; it needs judge kind recorded")
 
 
 class ProbeConfig(Strict):
@@ -182,6 +201,16 @@ class RunConfig(Strict):
 
 
 def budget_rows(budget: float, pool_rows: int) -> int:
-    """Rows to select: at least one, at most the pool."""
-    wanted = round(budget * pool_rows) if budget <= 1 else int(budget)
-    return max(1, min(pool_rows, wanted))
+    """Rows to select, at least one.
+
+    Raises:
+        ConfigError: E221, more rows are wanted than the pool has.
+    """
+    wanted = max(1, round(budget * pool_rows)) if budget <= 1 else int(budget)
+    if wanted > pool_rows:
+        raise ConfigError(
+            f"budget {wanted:,} is more than the pool of {pool_rows:,} rows",
+            fix="lower budget, or give a share",
+            code="E221",
+        )
+    return wanted

@@ -108,7 +108,7 @@ def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Input
         store.write_bytes(f"{step.folder}/rejected.jsonl", rejects.read())
     formats = {path: dataclasses.asdict(found) for path, found in source.formats.items()}
     facts = {**source.counts.to_dict(), "formats": formats, "empty_files": source.empty_files}
-    record = step.finish(started=started, extra=facts)
+    record = step.finish(started=started, rows=source.counts.pool, extra=facts)
     runtime.observer.step_done("ingest", record.rows, record.seconds, 0, reused=False)
     return step
 
@@ -183,7 +183,10 @@ def git_commit() -> str | None:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return None
     return found.stdout.strip() or None
 
 

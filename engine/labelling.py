@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.algorithms.stopping import should_stop
@@ -29,8 +29,10 @@ from engine.config import (
     GeneratorConfig,
     JudgeConfig,
     NeighborConfig,
+    OpenFraction,
     ProbeConfig,
     RecipeConfig,
+    check_backends,
 )
 from engine.recipes.base import Context
 from engine.runtime import Resources, StageSpec
@@ -47,7 +49,11 @@ from engine.schema import (
     seeded_hash,
 )
 from engine.shards import PoolIndex, Rows, Scores
-from engine.trainer import ProbeScores, StepScores, TableScores, Trainer, round_metrics_json
+from engine.trainer import ProbeScores, StepScores, TableScores, Trainer, classifier_settings, round_metrics_json
+
+
+# What the rounds table and the stop rule read of a classifier's metrics
+REPORTED = ("num_train", "num_val", "val_accuracy", "val_balanced_accuracy", "val_auc", "val_ece", "train_s")
 
 
 class LoopConfig(RecipeConfig):
@@ -55,19 +61,28 @@ class LoopConfig(RecipeConfig):
 
     batch_size: int = Field(default=1000, ge=1, description="Rows judged per round; less when V is small")
     max_rounds: int = Field(default=5, ge=1, description="Most rounds of judging and retraining")
-    accuracy_threshold: Fraction = Field(default=0.95, description="Stop when the validation accuracy reaches it")
+    accuracy_threshold: Fraction = Field(
+        default=0.95, description="Stop at this balanced validation accuracy"
+    )
     patience: int = Field(default=3, ge=1, description="Stop after so many rounds without a better validation AUC")
     alpha: Fraction = Field(default=0.7, description="Weight of the classifier in F; the rest is similarity to D^H")
     similarity: Literal["clip", "minmax"] = Field(
         default="clip", description="Range of R: clipped to [0, 1], or min-max"
     )
     explore_fraction: Fraction = Field(default=0.0, description="Share of a later batch drawn at random, not by F")
-    validation_fraction: Fraction = Field(default=0.2, description="Share of the labelled rows held out, fixed by id")
+    validation_fraction: OpenFraction = Field(
+        default=0.2, description="Share of labelled rows held out, by id"
+    )
     tie: Literal["easy", "hard", "drop"] = Field(default="easy", description="What a tie of the judge counts as")
     part_rows: int = Field(default=256, ge=1, description="Rows given to a generator or judge worker at a time")
     generator: GeneratorConfig = Field(default=NeighborConfig(), description="Answers the prompts of a batch")
     judge: JudgeConfig = Field(default=EmbeddingJudgeConfig(), description="Compares answer and reference")
     classifier: ClassifierConfig = Field(default=ProbeConfig(), description="Learns hard from easy")
+
+    @model_validator(mode="after")
+    def _backends_fit(self) -> LoopConfig:
+        check_backends(self.generator, self.judge)
+        return self
 
 
 @dataclass
@@ -110,8 +125,10 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
     generator, judge = build_generator(context, config.generator, index), build_judge(context, config.judge)
     trainer = TrainerGroup(context, config)
     labelled, asked = Labelled(), np.empty(0, dtype=np.int64)
-    # At most half of V is judged over all rounds, so that later batches have something to choose from.
-    size = min(config.batch_size, max(1, diverse.require().rows // (2 * config.max_rounds)))
+    # A tenth of V at most, so that later batches have something to choose from.
+    size = min(config.batch_size, max(1, diverse.require().rows // 10))
+    if size < config.batch_size:
+        context.runtime.observer.note(f"batches of {size} rows: a tenth of the {diverse.require().rows} rows of V")
     try:
         for number in range(config.max_rounds):
             started = time.monotonic()
@@ -148,7 +165,7 @@ def choose_batch(
     number: int,
 ) -> Step:
     """D of one round: at random in round 1, later the best of V by F, a share of it at random if asked for."""
-    settings = {"size": size, "round": number, "seed": context.config.seed}
+    settings = {"size": size, "round": number, "seed": context.config.seed, "part_rows": config.part_rows}
     inputs = [diverse.fingerprint]
     if labelled.checkpoint is not None:
         settings |= {"alpha": config.alpha, "similarity": config.similarity, "explore": config.explore_fraction}
@@ -205,7 +222,8 @@ def classify(context: Context, config: LoopConfig, source: Step, checkpoint: Ste
         resources=context.resources(),
     )
     target = context.step(name, {"stage": "classify"}, [source.fingerprint, checkpoint.fingerprint])
-    context.runtime.map_parts(stage, source, target)
+    record = context.runtime.map_parts(stage, source, target)
+    context.check_failures(target.folder, record.failed, record.rows)
     return target
 
 
@@ -222,7 +240,9 @@ def judge_batch(
     verdicts = context.step(f"rounds/{number:03d}/verdicts", dict(judge.identity), inputs)
     record = judge.run(source, verdicts)
     context.check_failures(verdicts.folder, record.failed, record.rows)
-    labels = context.step(f"rounds/{number:03d}/labels", {"tie": config.tie}, [verdicts.fingerprint])
+    labels = context.step(
+        f"rounds/{number:03d}/labels", {"tie": config.tie, "part_rows": config.part_rows}, [verdicts.fingerprint]
+    )
     if labels.record() is None:
         found = verdicts.read_all([ROW, HARD, VERDICT, ERROR])
         hard = label_of(found[VERDICT], config.tie)
@@ -254,7 +274,18 @@ def round_report(number: int, batch: Step, labels: Step, metrics: Mapping[str, A
         "ties": facts["ties"],
         "hard": count,
         "hard_rate": round(count / max(1, len(hard)), 4),
-        **{key: metrics.get(key) for key in ("num_train", "num_val", "val_accuracy", "val_auc", "val_ece", "train_s")},
+        **{
+            key: metrics.get(key)
+            for key in (
+                "num_train",
+                "num_val",
+                "val_accuracy",
+                "val_balanced_accuracy",
+                "val_auc",
+                "val_ece",
+                "train_s",
+            )
+        },
         "seconds": round(seconds, 3),
     }
 
@@ -264,7 +295,7 @@ class TrainerGroup:
 
     def __init__(self, context: Context, config: LoopConfig) -> None:
         self.context, self.config = context, config
-        self.settings = config.classifier.model_dump()
+        self.settings = classifier_settings(config.classifier.model_dump())
         self.group: Any = None
 
     def learn(self, labelled: Labelled, number: int) -> tuple[Step, Mapping[str, Any]]:

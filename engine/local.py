@@ -42,22 +42,32 @@ class LocalRuntime:
         self.observer = observer
         self.workers = 1
         self.shards = shards
-        self.threads = os.cpu_count() or 1
+        self.threads = _usable_cpus()
 
     def map_parts(self, stage: StageSpec, source: Source, target: Step) -> StepRecord:
         def run(todo: list[int]) -> Iterator[Part]:
             if todo:
-                worker = PartWorker(self._with_threads(stage))
+                worker = PartWorker(self._threaded(stage))
                 for index in todo:
                     yield worker.run(index, source, target)
 
         return run_pass(self.observer, source, target, run)
 
     def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group:
-        return LocalGroup(member, shards)
+        return LocalGroup(member, [{key: self._threaded(value) for key, value in shard.items()} for shard in shards])
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def _with_threads(self, stage: StageSpec) -> StageSpec:
-        return replace(stage, resources=replace(stage.resources, cpus=self.threads))
+    def _threaded(self, value: Any) -> Any:
+        """A stage with all of this process's threads, since nothing runs beside it; other values as they are."""
+        if not isinstance(value, StageSpec):
+            return value
+        return replace(value, resources=replace(value.resources, cpus=self.threads))
+
+
+def _usable_cpus() -> int:
+    """CPUs this process may run on, which in a container or under taskset are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

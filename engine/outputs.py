@@ -179,7 +179,7 @@ def card_facts(
         facts[f"mean response length, {line['name']}"] = f"{line['response_chars']:.0f} characters"
     return {
         "name": config.output.name,
-        "rows": context.budget,
+        "rows": selection.selected.require().rows,
         "pool_rows": context.pool_rows,
         "method": config.recipe.name,
         "format": format_name,

@@ -154,7 +154,7 @@ def run_pass(
     observer.advance(target.name, total - sum(source.part(index).rows for index in todo))
     for part in run(todo):
         observer.advance(target.name, part.rows)
-    record = target.finish(started=started)
+    record = target.finish(started=started, rows=total)
     observer.step_done(target.name, record.rows, record.seconds, record.failed, reused=False)
     return record
 

@@ -38,6 +38,7 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
     store = Store(config.out)
     check_out(store)
     check_inputs(store, config)
+    check_alone(store)
     if fresh:
         put_aside(store)
     events = Events(store)
@@ -85,6 +86,24 @@ def as_problem(error: BaseException) -> BaseException:
     problem = storage_problem(error, str(error.filename or "a file"))
     problem.__cause__ = error
     return problem
+
+
+def check_alone(store: Store) -> None:
+    """Refuses a folder in which another process of this machine is at work.
+
+    Raises:
+        EnvironmentProblem: naming the process.
+    """
+    if not store.exists("status.json"):
+        return
+    found = json.loads(store.read_bytes("status.json"))
+    mine = found.get("host") == socket.gethostname()
+    if found["state"] == "running" and mine and found["pid"] != os.getpid() and alive(found):
+        raise EnvironmentProblem(
+            f"process {found['pid']} is running in {store.root}",
+            fix="wait for it, stop it, or choose another out=",
+            code="E340",
+        )
 
 
 def put_aside(store: Store) -> None:
@@ -158,7 +177,7 @@ def resume_command() -> str:
     import shlex
     import sys
 
-    return shlex.join(["iterselect", *sys.argv[1:]])
+    return shlex.join(["iterselect", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
 def read_status(out: str) -> dict[str, Any]:
@@ -182,4 +201,10 @@ def alive(status: dict[str, Any]) -> bool:
     """Whether the process that wrote a status may still run: only its own host can tell that it is gone."""
     import psutil
 
-    return status.get("host") != socket.gethostname() or psutil.pid_exists(status.get("pid", 0))
+    if status.get("host") != socket.gethostname():
+        return True
+    try:
+        made = psutil.Process(status.get("pid", 0)).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return made <= datetime.fromisoformat(status["started"]).timestamp() + 1  # later: the number was given anew

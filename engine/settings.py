@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from engine.config import RunConfig
 from engine.config_loader import validate
 from engine.errors import ConfigError
 from engine.recipes import RECIPES, load_recipe
-from engine.yaml_document import Document, apply_overrides, load_yaml, parse_yaml
+from engine.yaml_document import Document, apply_overrides, load_yaml, parse_yaml, shortened
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -29,17 +30,16 @@ def load_config(target: str, rest: list[str]) -> RunConfig:
 
     Args:
         target: path of a YAML file, or the name of a recipe.
-        rest: data paths and `key.sub=value` overrides, in any order.
+        rest: data paths and `key.sub=value` overrides, in any order. What looks like an override and exists as a
+            path, such as `lang=en/`, is data.
 
     Raises:
         ConfigError: naming file, line, column and key of every problem.
     """
-    overrides = [item for item in rest if OVERRIDE.match(item)]
-    data = [item for item in rest if not OVERRIDE.match(item)]
-    document = start_document(target)
-    if data:
-        overrides = [f"data.path={data if len(data) > 1 else data[0]}", *overrides]
-    document = expanded(apply_overrides(expanded(document), overrides))
+    data = [item for item in rest if not OVERRIDE.match(item) or os.path.exists(item)]
+    overrides = [item for item in rest if item not in data]
+    document = with_data(expanded(start_document(target)), data)
+    document = expanded(apply_overrides(document, overrides))
     if "recipe" not in document.value:
         fix = f"add `recipe: {{name: {next(iter(RECIPES))}}}`"
         raise ConfigError("recipe is required", where=document.where(()), fix=fix)
@@ -59,6 +59,29 @@ def start_document(target: str) -> Document:
     if not Path(target).exists() and not target.endswith((".yaml", ".yml")):
         load_recipe(target)  # raises, naming the nearest recipe
     return load_yaml(target)
+
+
+def with_data(document: Document, paths: list[str]) -> Document:
+    """The document with `data.path` from the command line, taken as typed: a path is not YAML.
+
+    Raises:
+        ConfigError: a name is not UTF-8, so it cannot be written down.
+    """
+    if not paths:
+        return document
+    where = f"override data.path={shortened(' '.join(paths))}"
+    if any("\ud800" <= char <= "\udfff" for path in paths for char in path):
+        where = where.encode(errors="backslashreplace").decode()
+        raise ConfigError("the name of a file is not UTF-8", where=where, fix="rename the file")
+    if document.value.get("data") is None:
+        document.value["data"] = {}
+    value: Any = document.value["data"]
+    if isinstance(value, dict):  # else validation says what is wrong with it
+        value["path"] = paths if len(paths) > 1 else paths[0]
+        for loc in [loc for loc in document.marks if loc[:2] == ("data", "path")]:
+            del document.marks[loc]
+        document.marks["data", "path"] = where
+    return document
 
 
 def expanded(document: Document) -> Document:

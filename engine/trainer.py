@@ -25,17 +25,36 @@ from engine.schema import HARD, ID, PROBABILITY, PROMPT, ROW, VECTOR, id_words
 MODEL_FILE = "model.safetensors"
 
 
+def classifier_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a classifier with everything pinned that a machine would otherwise decide by itself.
+
+    Args:
+        config: of the classifier, with `kind`.
+
+    Returns:
+        As `config`; for "finetune" a local `model` is absolute, `precision` is resolved, and `weights` is the
+        fingerprint of the model's files.
+
+    Raises:
+        EnvironmentProblem: E320, the model is not here.
+    """
+    from engine.models.encoder import encoder_settings
+
+    return encoder_settings(config) if config["kind"] == "finetune" else config
+
+
 class Trainer:
     """Owns the classifier.
 
     Args:
-        settings: of the classifier: `kind` is "probe" or "finetune", the rest is its settings.
+        settings: of the classifier, as `classifier_settings` gives them: `kind` is "probe" or "finetune"; `weights`
+            only tells runs apart.
         seed: of the run; training in round t uses (seed, t).
         validation_fraction: share of the labelled rows held out, chosen by id, the same rows in every round.
     """
 
     def __init__(self, settings: dict[str, Any], seed: int, validation_fraction: float) -> None:
-        self.settings = {key: value for key, value in settings.items() if key != "kind"}
+        self.settings = {key: value for key, value in settings.items() if key not in ("kind", "weights")}
         self.kind = settings["kind"]
         self.seed, self.validation_fraction = seed, validation_fraction
         self.labels: list[pa.Table] = []
@@ -61,7 +80,7 @@ class Trainer:
         table = pa.concat_tables(self.labels)
         train = self._probe if self.kind == "probe" else self._finetune
         metrics = {**train(table, target, previous), "train_s": round(time.monotonic() - started, 3)}
-        return target.finish(started=started, extra=metrics).extra
+        return target.finish(started=started, rows=0, extra=metrics).extra
 
     def _probe(self, table: pa.Table, target: Step, previous: Step | None) -> Mapping[str, Any]:
         from engine.models.probe import ProbeSettings, train_probe

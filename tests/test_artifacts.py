@@ -22,7 +22,7 @@ def finished(store: Store, name: str = "s", column: str = "x") -> Step:
     step = Step(store, name, {"a": 1})
     for index, start in enumerate(range(0, 30, 10)):
         step.commit(index, table(start, 10, column))
-    step.finish(started=time.monotonic(), extra={"note": "hi"})
+    step.finish(started=time.monotonic(), rows=30, extra={"note": "hi"})
     return step
 
 
@@ -40,7 +40,7 @@ def test_the_record_is_written_last_and_read_back(tmp_path: Path) -> None:
     assert step.record() is None
     with pytest.raises(StepError):
         step.require()
-    step.finish(started=time.monotonic(), extra={"k": 2})
+    step.finish(started=time.monotonic(), rows=4, extra={"k": 2})
     again = Step(Store(tmp_path), "s", {"a": 1}).require()
     assert (again.rows, again.extra, len(again.parts)) == (4, {"k": 2}, 1)
 
@@ -49,7 +49,14 @@ def test_a_gap_is_an_error(tmp_path: Path) -> None:
     step = Step(Store(tmp_path), "s", {})
     step.commit(1, table(0, 3))
     with pytest.raises(StepError, match="gaps"):
-        step.finish(started=time.monotonic())
+        step.finish(started=time.monotonic(), rows=3)
+
+
+def test_a_missing_tail_is_an_error(tmp_path: Path) -> None:
+    step = Step(Store(tmp_path), "s", {})
+    step.commit(0, table(0, 3))
+    with pytest.raises(StepError, match="holds 3 rows, not 6"):
+        step.finish(started=time.monotonic(), rows=6)
 
 
 def test_fingerprint_depends_on_settings_inputs_and_version_only(tmp_path: Path) -> None:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from engine.artifacts import Step
+from engine.artifacts import Step, write_table
+from engine.backends import Neighbor, Resident, pinned
+from engine.data.inputs import resolve_inputs
+from engine.errors import DataError
+from engine.job import ingest
+from engine.local import LocalRuntime
 from engine.models.generators import TransformersGenerator
+from engine.models.recorded import RecordedAnswers
+from engine.recipes.base import Context
+from engine.runtime import Resources, StageSpec
+from engine.schema import ANSWER_COLUMNS
 from engine.store import Store
+from engine.trainer import Trainer, classifier_settings
 from tests.runs import config_for, outputs, run_local
 
 
@@ -60,6 +71,19 @@ def test_greedy_answers_equal_a_direct_call_and_long_prompts_become_error_rows(t
             output = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=3)
         text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert found[row] == {"answer": text, "error": None}
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{{ 'a' + messages[0]['n'] }}", "{% if %}"])
+def test_a_row_that_the_chat_template_refuses_is_an_error_row(tiny_llama: Path, template: str) -> None:
+    stage = TransformersGenerator(str(tiny_llama), 8, 40, "float32", 2)
+    stage.tokenizer.chat_template = f"{{% if messages | length > 1 %}}{template}{{% endif %}}assistant :"
+    turns = [{"role": "user", "content": "x", "n": 1}] * 2
+    table = pa.table({"messages": [json.dumps(turns), json.dumps([*turns, *turns])], "tools": ["", ""]})
+    found = stage(table).to_pylist()
+    if template != "{% if %}":  # which refuses every row
+        assert found[0]["error"] is None
+    assert found[1]["answer"] is None and found[1]["error"].startswith("the chat template refuses the row: ")
+    assert stage(table.slice(0, 0)).num_rows == 0
 
 
 def test_transformers_generator_and_finetuned_classifier(
@@ -130,3 +154,72 @@ def recorded(out: Path, name: str) -> list[dict[str, Any]]:
 def whole(store: Store, folder: str, name: str) -> list[dict[str, Any]]:
     (found,) = [entry for entry in store.list(folder) if entry.startswith(f"{name}-")]
     return Step.at(store, f"{folder}/{found}").read_all().to_pylist()
+
+
+def test_a_recorded_file_is_known_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    settings, first = pinned("recorded", {"column": None, "file": "answers.jsonl"})
+    assert settings == {"column": None, "file": str(path)}
+    assert pinned("recorded", {"column": None, "file": str(path)})[1] == first
+    path.write_text("{} \n")
+    assert pinned("recorded", settings)[1] != first
+    assert pinned("recorded", {"column": "x", "file": None})[1] == {"kind": "recorded", "column": "x", "file": None}
+    with pytest.raises(DataError, match="cannot read"):
+        pinned("recorded", {"column": None, "file": "none.jsonl"})
+
+
+def test_a_local_model_is_known_by_its_contents(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    settings, first = pinned("transformers", {"model": "model", "batch_rows": 2})
+    assert settings == {"model": str(tmp_path / "model"), "batch_rows": 2}
+    finetune = classifier_settings({"kind": "finetune", "model": "model", "precision": "auto", "epochs": 1})
+    assert finetune["model"] == settings["model"] and finetune["weights"] == first["model"]
+    assert finetune["precision"] in ("float32", "bfloat16")
+    assert "weights" not in Trainer(finetune, 0, 0.2).settings
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert pinned("transformers", settings)[1] != first
+    assert classifier_settings({"kind": "finetune", "model": "model"})["weights"] != finetune["weights"]
+    assert classifier_settings({"kind": "probe", "l2": 1.0}) == {"kind": "probe", "l2": 1.0}
+
+
+def step_of(store: Store, name: str, columns: dict[str, list[Any]]) -> Step:
+    step = Step(store, name, {}, [])
+    write_table(step, pa.table(columns), 10)
+    return step
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_only_a_backend_without_gpus_stays_loaded(small_pool: Path, tmp_path: Path, recorder: Any, gpus: float) -> None:
+    store = Store(tmp_path / "run")
+    source = step_of(store, "source", {"row": [0, 1], "id": ["a", "b"], "record": ['{"x": "one"}', "{}"]})
+    context = Context(config_for(small_pool, tmp_path / "run"), store, source, LocalRuntime(recorder), 1)
+    columns = {"columns_in": RecordedAnswers.columns_in, "columns_out": ANSWER_COLUMNS}
+    resources = Resources(gpus=gpus, resident=True)
+    stage = StageSpec(name="answer", factory=RecordedAnswers, kwargs={"column": "x"}, resources=resources, **columns)
+    backend = Resident(context, stage, {})
+    for number in range(2):
+        target = Step(store, f"answers{number}", {}, [])
+        backend.run(source, target)
+        assert target.read_all().column("answer").to_pylist() == ["one", None]
+        assert (backend.group is None) == (gpus > 0)
+    backend.close()
+    backend.close()
+
+
+def test_a_row_without_neighbours_has_no_answer(small_pool: Path, tmp_path: Path, recorder: Any) -> None:
+    pool = tmp_path / "pool.jsonl"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    pool.write_text(json.dumps({"messages": turns}) + "\n")
+    config = config_for(pool, tmp_path / "run", f"encoder.model={small_pool.parent / 'encoder'}", "budget=1")
+    store, runtime = Store(config.out), LocalRuntime(recorder)
+    frozen = ingest(config, store, runtime, resolve_inputs(config.data.path))
+    context = Context(config, store, frozen, runtime, 1)
+    target = Step(store, "answers", {}, [])
+    record = Neighbor(context, context.index(context.vectors())).run(frozen, target)
+    assert target.read_all().to_pylist() == [{"row": 0, "answer": None, "error": "no other row in the pool"}]
+    assert record.failed == 1

@@ -385,7 +385,6 @@ def test_wrong_keys_in_a_file_are_all_named_with_their_place(tmp_path: Path) -> 
     assert "Traceback" in command("run", "run.yaml", "--local", "--debug", cwd=tmp_path).stderr
 
 
-@pytest.mark.xfail(strict=True, reason="engine.config.budget_rows cuts such a budget to the pool and says nothing")
 def test_a_budget_above_the_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = write_jsonl(tmp_path / "pool.jsonl", [good(1), good(2)])
     assert run_cli(["run", "random", str(pool), f"out={tmp_path / 'out'}", "budget=3", "--local"]) == 2

@@ -70,16 +70,26 @@ def test_an_fsspec_run_folder_gives_the_same_bytes(
     assert {name: store.read_bytes(name) for name in reference} == reference
 
 
+def when_made(out: Path) -> dict[Path, int]:
+    """Every file of every step, checkpoints included, with the time it was written."""
+    return {
+        path: path.stat().st_mtime_ns
+        for folder in ("steps", "rounds", "inference")
+        for path in (out / folder).rglob("*-*/*")
+    }
+
+
 @pytest.mark.parametrize("inference", ["iterative", "one_shot"])
 def test_a_rerun_repeats_nothing_and_writes_the_same(
     small_pool: Path, tmp_path: Path, recorder: Any, inference: str
 ) -> None:
     config = config_for(small_pool, tmp_path / "out", f"recipe.inference={inference}")
     run_local(config, recorder)
-    before = outputs(tmp_path / "out")
+    before, made = outputs(tmp_path / "out"), when_made(tmp_path / "out")
     recorder.done.clear()
     run_local(config, recorder)
     assert outputs(tmp_path / "out") == before
+    assert when_made(tmp_path / "out") == made
     assert all(reused for name, reused in recorder.done if name != "write"), recorder.done
 
 

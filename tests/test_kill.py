@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.conftest import Recorder
 from tests.runs import config_for, outputs, run_local, run_ray, settings
 
 KILLS = 20
+TITLE = re.compile(r"ray::(Host|MapWorker)\b")
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
@@ -67,45 +69,50 @@ def test_the_driver_is_killed(small_pool: Path, reference: dict[str, bytes], tmp
             return
 
 
-def ray_workers() -> list[psutil.Process]:
-    """Processes of this test's cluster that hold an actor of ours."""
-    found = []
+def ray_workers() -> dict[str, list[psutil.Process]]:
+    """Processes of this test's cluster that hold an actor of ours, by kind.
+
+    Ray titles them `ray::Host`, `ray::Host.call` or `ray::MapWorker(...)`.
+    """
+    found: dict[str, list[psutil.Process]] = {}
     for process in psutil.Process().children(recursive=True):
         try:
             title = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if title.startswith("ray::") and any(
-            name in title for name in ("MapWorker", "PoolShard", "PartWorker", "Trainer")
-        ):
-            found.append(process)
+        if match := TITLE.match(title):
+            found.setdefault(match[1], []).append(process)
     return found
 
 
 class Killer(threading.Thread):
-    """Kills a random worker every few seconds."""
+    """Kills a random worker every few seconds; where there are hosts, mostly one of those."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(daemon=True)
-        self.rng, self.kills, self.over = rng, 0, threading.Event()
+        self.rng, self.over = rng, threading.Event()
+        self.kills: Counter[str] = Counter()
 
     def run(self) -> None:
         while not self.over.wait(self.rng.uniform(1.0, 6.0)):
             workers = ray_workers()
-            if workers:
-                victim = self.rng.choice(workers)
-                try:
-                    victim.kill()
-                    self.kills += 1
-                except psutil.NoSuchProcess:
-                    continue
+            if not workers:
+                continue
+            kinds = sorted(workers)
+            kind = self.rng.choices(kinds, [3 if kind == "Host" else 1 for kind in kinds])[0]
+            try:
+                self.rng.choice(workers[kind]).kill()
+                self.kills[kind] += 1
+            except psutil.NoSuchProcess:
+                continue
 
 
 def test_workers_are_killed(small_pool: Path, reference: dict[str, bytes], tmp_path: Path, ray_cluster: Any) -> None:
-    rng, kills, run = random.Random(2), 0, 0
+    rng, run = random.Random(2), 0
+    kills: Counter[str] = Counter()
     deadline = time.monotonic() + 1200
-    while kills < KILLS:
-        assert time.monotonic() < deadline, f"only {kills} workers could be killed"
+    while kills.total() < KILLS or kills["Host"] < KILLS // 2 or not kills["MapWorker"]:
+        assert time.monotonic() < deadline, f"only {dict(kills)} could be killed"
         out = tmp_path / f"out{run}"
         killer = Killer(rng)
         killer.start()
@@ -116,3 +123,4 @@ def test_workers_are_killed(small_pool: Path, reference: dict[str, bytes], tmp_p
             killer.join()
         assert outputs(out) == reference
         kills, run = kills + killer.kills, run + 1
+    assert set(kills) == {"Host", "MapWorker"}

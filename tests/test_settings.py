@@ -6,8 +6,19 @@ import pickle
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from engine.config import EmbeddingJudgeConfig, FinetuneConfig, RunConfig
+from engine.config import (
+    EmbeddingJudgeConfig,
+    FinetuneConfig,
+    NeighborConfig,
+    NoGeneratorConfig,
+    OpenFraction,
+    RecorderConfig,
+    RunConfig,
+    budget_rows,
+    check_backends,
+)
 from engine.config_loader import validate
 from engine.config_template import commented_yaml, dump_yaml, json_schema
 from engine.errors import ConfigError
@@ -47,6 +58,58 @@ def test_preset_with_data_and_overrides_in_any_order() -> None:
     assert (config.budget, config.out) == (0.5, "runs/x")
     assert config.recipe == iterselect.Config.model_validate({"alpha": 1.0})
     assert load_config("random", ["pool.jsonl"]).data.path == "pool.jsonl"
+
+
+@pytest.mark.parametrize("name", ["pool #1.jsonl", "[x].jsonl", "123", "{a}.jsonl", "a: b", "null", "'x", "-"])
+def test_data_paths_are_taken_as_typed(tmp_path: Path, name: str) -> None:
+    assert load_config("random", [name]).data.path == name
+    assert load_config("random", [name, "b.jsonl"]).data.path == [name, "b.jsonl"]
+    assert load_config(write(tmp_path, "recipe: random\ndata: [x, y]\n"), [name]).data.path == name
+    assert load_config(write(tmp_path, "recipe: random\ndata:\n"), [name]).data.path == name
+
+
+def test_a_path_that_looks_like_an_override_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lang=en").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = load_config("random", ["lang=en", "seed=3"])
+    assert (config.data.path, config.seed) == ("lang=en", 3)
+    assert "lang" in str(failure("random", "lang=de"))
+
+
+def test_a_wrong_data_path_is_named_as_an_override(tmp_path: Path) -> None:
+    path = write(tmp_path, "recipe: random\ndata:\n  path: [x, y]\n")
+    assert str(failure(path, "\ud800.jsonl")).startswith("override data.path=")
+    assert str(failure(write(tmp_path, "recipe: random\ndata: 3\n"), "pool.jsonl")).startswith(
+        f"{path}:2:1: data: must"
+    )
+
+
+@pytest.mark.parametrize("part", ["generator", "judge"])
+def test_recorded_needs_a_column_or_a_file(part: str) -> None:
+    error = failure("iterselect", "pool.jsonl", f"recipe.{part}.kind=recorded")
+    assert f"recipe.{part}: kind recorded needs `column`" in str(error)
+    load_config("iterselect", ["pool.jsonl", f"recipe.{part}={{kind: recorded, column: x}}"])
+
+
+def test_a_judge_that_compares_needs_a_generator() -> None:
+    recorded = RecorderConfig.model_validate({"column": "x"})
+    check_backends(NoGeneratorConfig(), recorded)
+    check_backends(NeighborConfig(), EmbeddingJudgeConfig())
+    with pytest.raises(ValueError, match="needs judge kind recorded"):
+        check_backends(NoGeneratorConfig(), EmbeddingJudgeConfig())
+
+
+def test_an_open_fraction_ends_before_one() -> None:
+    assert TypeAdapter(OpenFraction).validate_python(0.999) == 0.999
+    with pytest.raises(ValidationError):
+        TypeAdapter(OpenFraction).validate_python(1.0)
+
+
+def test_budget_as_a_share_or_a_number_of_rows() -> None:
+    assert [budget_rows(budget, 10) for budget in (0.001, 0.25, 1, 2, 10)] == [1, 2, 10, 2, 10]
+    with pytest.raises(ConfigError, match="budget 11 is more than the pool of 10 rows") as caught:
+        budget_rows(11, 10)
+    assert caught.value.code == "E221"
 
 
 def test_preset_without_data_says_what_is_missing() -> None:

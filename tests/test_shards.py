@@ -33,8 +33,8 @@ def make_steps(folder: Path, order: np.ndarray) -> tuple[Step, Step]:
         rows = np.arange(start, start + len(at))
         pool.commit(index, pa.table({"row": rows, "id": ids[at].tolist()}))
         vectors.commit(index, pa.table({"row": rows, "vector": vectors_to_arrow(x[at])}))
-    pool.finish(started=time.monotonic())
-    vectors.finish(started=time.monotonic())
+    pool.finish(started=time.monotonic(), rows=ROWS)
+    vectors.finish(started=time.monotonic(), rows=ROWS)
     return pool, vectors
 
 

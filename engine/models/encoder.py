@@ -32,7 +32,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # Padded tokens per batch. On a CPU 1024 fill the cores already, and more only adds dummy rows to incomplete batches.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 # What determines the result besides the code: weights, configuration, tokenizer.
-_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 class Encoder:

@@ -59,24 +59,27 @@ class TransformersGenerator:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = zip(table[MESSAGES].to_pylist(), table[TOOLS].to_pylist(), strict=True)
-        prompts = [self._prompt(messages, tools) for messages, tools in rows]
-        lengths = np.array([len(prompt) for prompt in prompts])
+        checked = [self._checked_prompt(messages, tools) for messages, tools in rows]
+        prompts, errors = [prompt for prompt, _ in checked], [error for _, error in checked]
         answers: list[str | None] = [None] * len(prompts)
-        errors = [f"prompt of {n} tokens is longer than {self.max_prompt_tokens}" for n in lengths]
-        fitting = np.flatnonzero(lengths <= self.max_prompt_tokens)
-        fitting = fitting[np.argsort(lengths[fitting], kind="stable")]
+        fitting = np.array([row for row, error in enumerate(errors) if error is None], dtype=np.int64)
+        fitting = fitting[np.argsort([len(prompts[row]) for row in fitting], kind="stable")]
         for start in range(0, len(fitting), self.batch_rows):
             batch = fitting[start : start + self.batch_rows]
             for row, text in zip(batch, self._answer([prompts[row] for row in batch]), strict=True):
                 answers[row] = text
-        columns = [
-            pa.array(answers, pa.large_string()),
-            pa.array(
-                [None if n <= self.max_prompt_tokens else e for n, e in zip(lengths, errors, strict=True)],
-                pa.large_string(),
-            ),
-        ]
-        return pa.table(columns, [ANSWER, ERROR])
+        return pa.table([pa.array(answers, pa.large_string()), pa.array(errors, pa.large_string())], [ANSWER, ERROR])
+
+    def _checked_prompt(self, messages: str, tools: str) -> tuple[list[int], str | None]:
+        """The prompt and None, or why the model cannot be given it."""
+        from jinja2 import TemplateError
+
+        try:
+            prompt = self._prompt(messages, tools)
+        except (TemplateError, ValueError, TypeError) as error:
+            return [], f"the chat template refuses the row: {error}"
+        fits = len(prompt) <= self.max_prompt_tokens
+        return prompt, None if fits else f"prompt of {len(prompt)} tokens is longer than {self.max_prompt_tokens}"
 
     def _prompt(self, messages: str, tools: str) -> list[int]:
         """Token ids of the conversation without its last message, ready for the model's turn."""

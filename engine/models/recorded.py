@@ -5,11 +5,11 @@ With these a run can be replayed, or started from labels made elsewhere, without
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +25,7 @@ class Recording:
         file: JSONL or Parquet file with an `id` column; None to read the source row itself.
 
     Raises:
-        DataError: neither or an unreadable file was given.
+        DataError: E430, neither was given; E431, the file cannot be read or has a row without `id`.
     """
 
     columns_in = (ID, RECORD)
@@ -47,20 +47,43 @@ class Recording:
         return [row.get(self.column) if isinstance(row, dict) else None for row in rows]
 
 
-def _read_by_id(file: str) -> dict[str, dict[str, Any]]:
+def content_hash(file: str) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        DataError: E431, it cannot be read.
+    """
     try:
         with fsspec.open(file, "rb") as stream:
-            if file.endswith(".parquet"):
-                rows = pq.read_table(stream).to_pylist()
-            else:
-                rows = [json.loads(line) for line in stream if line.strip()]
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read recorded values: {error}", where=file, code="E431") from error
-    if rows and ID not in rows[0]:
-        raise DataError(
-            "recorded values have no `id` column", where=file, fix="write one row per pool row, with its id"
-        )
-    return {row[ID]: row for row in rows}
+
+
+def _read_by_id(file: str) -> dict[str, dict[str, Any]]:
+    by_id, where = {}, file
+    try:
+        with fsspec.open(file, "rb") as stream:
+            rows = pq.read_table(stream).to_pylist() if file.endswith(".parquet") else stream
+            for number, row in enumerate(rows, 1):
+                where = f"{file}:{number}"
+                if isinstance(row, bytes):
+                    if not row.strip():
+                        continue
+                    row = json.loads(row)
+                if not isinstance(row, dict) or not isinstance(row.get(ID), str):
+                    raise DataError(
+                        "a recorded row needs a text `id`",
+                        where=where,
+                        fix="write one object per pool row, with the id that the run gave it",
+                        code="E431",
+                    )
+                by_id[row[ID]] = row
+    except DataError:
+        raise
+    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
+        raise DataError(f"cannot read recorded values: {error}", where=where, code="E431") from error
+    return by_id
 
 
 class RecordedAnswers(Recording):
@@ -70,7 +93,7 @@ class RecordedAnswers(Recording):
         super().__init__(column or (ANSWER if file else None), file)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        answers = [value if isinstance(value, str) else None for value in self.values(table)]
+        answers = [value if _is_text(value) else None for value in self.values(table)]
         errors = [None if answer is not None else "no recorded answer" for answer in answers]
         return pa.table([pa.array(answers, pa.large_string()), pa.array(errors, pa.large_string())], [ANSWER, ERROR])
 
@@ -100,7 +123,7 @@ def _verdict(value: Any) -> dict[str, Any]:
         scores = value.get("score_reference"), value.get("score_answer")
         known = [value.get(HARD), value.get(VERDICT), list(scores) if None not in scores else None]
         value = next((item for item in known if item is not None), None)
-    if isinstance(value, (bool, int)) and value in (0, 1):
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
         row[VERDICT] = "reference" if value else "answer"
     elif isinstance(value, str) and value.lower() in _WORDS:
         row[VERDICT] = _WORDS[value.lower()]
@@ -108,10 +131,16 @@ def _verdict(value: Any) -> dict[str, Any]:
         row["score_reference"], row["score_answer"] = map(float, value)
         row[VERDICT] = "tie" if value[0] == value[1] else "reference" if value[0] > value[1] else "answer"
     else:
-        row[ERROR] = "no recorded verdict" if value is None else f"not a verdict: {json.dumps(value)[:80]}"
+        row[ERROR] = "no recorded verdict" if value is None else f"not a verdict: {json.dumps(value, default=str)[:80]}"
     row[HARD] = None if row[VERDICT] in (None, "tie") else row[VERDICT] == "reference"
     return row
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    """A score that float32 can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**127
+
+
+def _is_text(value: Any) -> bool:
+    """JSON can spell half a surrogate pair, which is no text."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)

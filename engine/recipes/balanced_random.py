@@ -26,11 +26,20 @@ class Config(RecipeConfig):
 
 def balanced_by_source(context: Context) -> np.ndarray:
     """(budget,) rows, the same number from every source as far as they last."""
-    pieces = [context.pool.read(p.index, [ROW, ID, SOURCE]) for p in context.pool.require().parts]
-    rows = np.concatenate([piece[ROW].to_numpy() for piece in pieces])
-    words = np.concatenate([id_words(piece[ID]) for piece in pieces])
-    names = np.concatenate([piece[SOURCE].to_numpy(zero_copy_only=False) for piece in pieces]).astype(str)
-    groups, counts = np.unique(names, return_inverse=True, return_counts=True)[1:]
+    numbers: dict[str, int] = {}  # a source's name -> its group, in order of appearance
+    rows, words, groups = [], [], []
+    for part in context.pool.require().parts:
+        table = context.pool.read(part.index, [ROW, ID, SOURCE])
+        rows.append(table[ROW].to_numpy())
+        words.append(id_words(table[ID]))
+        groups.append([numbers.setdefault(name, len(numbers)) for name in table[SOURCE].to_pylist()])
+    # Groups by name, so that leftovers of the equal shares go to the same sources for any order of the rows.
+    rank = np.argsort(np.argsort(np.array(list(numbers), dtype=object)))
+    return _balanced(context, np.concatenate(rows), np.concatenate(words), rank[np.concatenate(groups)])
+
+
+def _balanced(context: Context, rows: np.ndarray, words: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    counts = np.bincount(groups)
     keys = seeded_hash(words, context.config.seed, "balanced_random")
     picked = smallest_per_group(groups, keys, cluster_quotas(counts, context.budget, "equal"))
     return rows[picked[np.argsort(keys[picked], kind="stable")]]
@@ -50,6 +59,7 @@ def select(context: Context) -> Selection:
     config = context.config.recipe
     assert isinstance(config, Config)
     rows = balanced_by_source(context) if config.by == "source" else balanced_by_cluster(context, config)
-    settings = {"seed": context.config.seed, **config.model_dump(), "encoder": context.config.encoder.model_dump()}
+    vectors = context.vectors().fingerprint if config.by == "cluster" else ""
+    settings = {"seed": context.config.seed, **config.model_dump(), "vectors": vectors}
     selected = context.select_rows("balanced_random", rows, f"drawn at random, balanced by {config.by}", settings)
     return Selection(selected, None, "not drawn")

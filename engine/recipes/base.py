@@ -55,11 +55,25 @@ class Context:
     def step(self, name: str, settings: Mapping[str, Any], inputs: list[str], version: int = 1) -> Step:
         return Step(self.store, name, settings, inputs, version)
 
+    def reused(self, step: Step) -> bool:
+        """Whether a step is complete already; if so the observer hears of it."""
+        record = step.record()
+        if record is not None:
+            self.runtime.observer.step_done(step.name, record.rows, 0.0, record.failed, reused=True)
+        return record is not None
+
+    def encoder(self) -> dict[str, Any]:
+        """Arguments of the encoder, pinned. A GPU rounds differently, so the device is part of what is hashed."""
+        from engine.models.encoder import encoder_settings
+
+        device = "cuda" if self.config.runtime.gpus else "cpu"
+        return encoder_settings({**self.config.encoder.model_dump(), "device": device})
+
     def vectors(self) -> Step:
         """One unit vector per row of the pool, from the prompt: the step `embed`."""
-        from engine.models.encoder import EmbedStage, encoder_settings
+        from engine.models.encoder import EmbedStage
 
-        settings = encoder_settings(self.config.encoder.model_dump())
+        settings = self.encoder()
         target = self.step("embed", {"encoder": settings, "column": PROMPT}, [self.pool.fingerprint])
         stage = StageSpec(
             name="embed",

@@ -71,10 +71,10 @@ def select(context: Context) -> Selection:
 
 def diverse_subset(context: Context, config: Config, index: PoolIndex, vectors: Step) -> Step:
     """V with everything a round needs: the pool's columns and the vector of each row, sorted by id."""
-    names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw")
+    names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw", "part_rows")
     settings = {"seed": context.config.seed, **{name: getattr(config, name) for name in names}}
     target = context.step("diverse", settings, [vectors.fingerprint])
-    if target.record() is None:
+    if not context.reused(target):
         context.runtime.observer.step_started("diverse", context.pool_rows)
         size = diverse_rows(config, context.pool_rows)
         result = kmeans(index, config.clusters, seed=context.config.seed, iterations=config.iterations)
@@ -126,12 +126,14 @@ def iterative_inference(
     centroids_KD = load_centroids(diverse, index.dim())
     while (missing := context.budget - sum(len(rows) for rows, _ in chosen)) > 0 and (left := index.count()) > 0:
         picked = context.step(f"inference/{turn:03d}", {**settings, "turn": turn}, [previous])
-        if picked.record() is None:
+        if not context.reused(picked):
             context.runtime.observer.step_started(picked.name, left)
             table = inference_turn(context, config, index, scores, centroids_KD, min(batch, missing), left, turn)
             write_table(picked, table, context.pool_rows)
             context.runtime.observer.step_done(picked.name, len(table), picked.require().seconds, 0, reused=False)
         rows = picked.read_all([ROW])[ROW].to_numpy()
+        if not len(rows):
+            break  # the classifier failed on everything that is left
         chosen.append((rows, np.array([f"score, inference turn {turn + 1}"] * len(rows))))
         index.remember(picked)
         previous = picked.fingerprint
@@ -180,7 +182,7 @@ def one_shot_inference(
         rows = rows[~np.isin(rows, first)]
     rest = rows[: context.budget - len(first)]
     chosen = [(first, np.array(["judged hard"] * len(first))), (rest, np.array(["score"] * len(rest)))]
-    names = ("alpha", "always_keep_hard", "exclude_easy")
+    names = ("alpha", "similarity", "always_keep_hard", "exclude_easy")
     settings = {"budget": context.budget, "how": "one_shot", **{name: getattr(config, name) for name in names}}
     return save_selection(context, chosen, settings, [labelled.fingerprint])
 
@@ -216,11 +218,11 @@ def write_pool_scores(
     target = context.step(
         "scores", {"alpha": config.alpha, "similarity": config.similarity}, [diverse.fingerprint, selected.fingerprint]
     )
-    if target.record() is None:
+    if not context.reused(target):
         started = time.monotonic()
         context.runtime.observer.step_started("scores", context.pool_rows)
         index.write_scores(load_centroids(diverse, index.dim()), scores, config.alpha, config.similarity, target)
-        record = target.finish(started=started)
+        record = target.finish(started=started, rows=context.pool_rows)
         context.runtime.observer.step_done("scores", record.rows, record.seconds, 0, reused=False)
     return target
 
