@@ -51,7 +51,6 @@ from engine.schema import (
 from engine.shards import PoolIndex, Rows, Scores
 from engine.trainer import ProbeScores, StepScores, TableScores, Trainer, classifier_settings, round_metrics_json
 
-
 # What the rounds table and the stop rule read of a classifier's metrics
 REPORTED = ("num_train", "num_val", "val_accuracy", "val_balanced_accuracy", "val_auc", "val_ece", "train_s")
 
@@ -61,18 +60,14 @@ class LoopConfig(RecipeConfig):
 
     batch_size: int = Field(default=1000, ge=1, description="Rows judged per round; less when V is small")
     max_rounds: int = Field(default=5, ge=1, description="Most rounds of judging and retraining")
-    accuracy_threshold: Fraction = Field(
-        default=0.95, description="Stop at this balanced validation accuracy"
-    )
+    accuracy_threshold: Fraction = Field(default=0.95, description="Stop at this balanced validation accuracy")
     patience: int = Field(default=3, ge=1, description="Stop after so many rounds without a better validation AUC")
     alpha: Fraction = Field(default=0.7, description="Weight of the classifier in F; the rest is similarity to D^H")
     similarity: Literal["clip", "minmax"] = Field(
         default="clip", description="Range of R: clipped to [0, 1], or min-max"
     )
     explore_fraction: Fraction = Field(default=0.0, description="Share of a later batch drawn at random, not by F")
-    validation_fraction: OpenFraction = Field(
-        default=0.2, description="Share of labelled rows held out, by id"
-    )
+    validation_fraction: OpenFraction = Field(default=0.2, description="Share of labelled rows held out, by id")
     tie: Literal["easy", "hard", "drop"] = Field(default="easy", description="What a tie of the judge counts as")
     part_rows: int = Field(default=256, ge=1, description="Rows given to a generator or judge worker at a time")
     generator: GeneratorConfig = Field(default=NeighborConfig(), description="Answers the prompts of a batch")

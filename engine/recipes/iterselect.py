@@ -161,7 +161,7 @@ def inference_turn(
     K-Means over what is left starts from the pool's centroids: it ends near them, in a few iterations.
     """
     seed = context.config.seed
-    result = lloyd(index, centroids_KD, iterations=config.iterations)
+    result = lloyd(index, centroids_KD, iterations=config.iterations, tol=1e-4)
     size = max(diverse_rows(config, left), min(left, 2 * take))
     drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, seed, f"inference/{turn}", scores)
     best = drawn.take(top_rows(f_scores(config, index, drawn), drawn.words, take))
