@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from benchmarks.record import write_record
 
 MODEL_STEPS = ("embed", "answers", "verdicts", "classify", "scored")

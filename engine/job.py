@@ -148,6 +148,9 @@ def summarize(
         "steps": list(steps.values()),
         "baselines": baselines,
         "seconds": round(seconds, 2),
+        "next_commands": [
+            [f"iterselect export {store.root} NEW_FOLDER --format messages", "the selection in another format"],
+        ],
     }
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.artifacts import Step
+from engine.artifacts import Step, parquet_bytes
 from engine.config import RunConfig
 from engine.data.card import dataset_card, dataset_info
 from engine.data.formats import Format, common_format
 from engine.data.shapes import encode, merge_shapes, shape_schema
-from engine.data.writers import jsonl_bytes, output_format, parquet_bytes, training_row
+from engine.data.writers import jsonl_bytes, output_format, training_row
 from engine.errors import ConfigError, DataError
 from engine.recipes.base import Context, Selection
 from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TOOLS, TURNS

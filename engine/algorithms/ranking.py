@@ -9,11 +9,8 @@ a low rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from engine.algorithms.sampling import locate
 from engine.errors import ConfigError, StepError
 
 
@@ -50,7 +47,7 @@ def top_rows(scores_N: np.ndarray, tie_words_N: np.ndarray, num: int) -> np.ndar
         num: rows wanted; all when there are fewer.
 
     Returns:
-        (min(num, N),) int64.
+        (min(num, N),) int64. Choosing again among the choices of several shards gives the choice over all rows.
 
     Raises:
         StepError: a score is not finite.
@@ -61,20 +58,6 @@ def top_rows(scores_N: np.ndarray, tie_words_N: np.ndarray, num: int) -> np.ndar
         positions_M = np.flatnonzero(scores_N >= np.partition(scores_N, -num)[-num])
     order_M = np.lexsort((tie_words_N[positions_M], -scores_N[positions_M]))
     return positions_M[order_M[: max(num, 0)]]
-
-
-def merge_top(shards: Sequence[tuple[np.ndarray, np.ndarray]], num: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `num` best over all shards.
-
-    Args:
-        shards: per shard the scores and id words of its own `top_rows`.
-        num: rows wanted.
-
-    Returns:
-        (M,) shard number and (M,) position in what that shard gave, best first.
-    """
-    scores, words = (np.concatenate(parts) for parts in zip(*shards, strict=True))
-    return locate(top_rows(scores, words, num), [len(part) for part, _ in shards])
 
 
 def _check_finite(scores_N: np.ndarray, name: str) -> None:

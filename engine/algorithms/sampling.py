@@ -9,7 +9,6 @@ The file knows nothing of vectors or of how clusters were made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -71,34 +70,10 @@ def smallest_per_group(groups_N: np.ndarray, keys_N: np.ndarray, quotas_K: np.nd
         quotas_K: (K,) most rows per group; groups are below K.
 
     Returns:
-        (M,) int64. On one shard these are its candidates for `merge_smallest`.
+        (M,) int64. Choosing again among the choices of several shards gives the choice over all rows.
     """
     order_N = np.lexsort((keys_N, groups_N))
     order_N = order_N[np.searchsorted(groups_N[order_N], 0) :]
     groups = groups_N[order_N]
     place = np.arange(len(groups)) - np.searchsorted(groups, groups)
     return order_N[place < np.asarray(quotas_K)[groups]]
-
-
-def merge_smallest(
-    shards: Sequence[tuple[np.ndarray, np.ndarray]], quotas_K: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The choice over all shards from each one's candidates.
-
-    Args:
-        shards: per shard the groups and keys of its candidates, in the order it gave them.
-        quotas_K: the quotas the candidates were taken with.
-
-    Returns:
-        (M,) shard number and (M,) position among that shard's candidates, ordered by group, then key.
-    """
-    groups, keys = (np.concatenate(parts) for parts in zip(*shards, strict=True))
-    chosen_M = smallest_per_group(groups, keys, quotas_K)
-    return locate(chosen_M, [len(part) for part, _ in shards])
-
-
-def locate(positions_M: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in a concatenation as (M,) part number and (M,) position inside that part, both int64."""
-    ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
-    part_M = np.searchsorted(ends, positions_M, side="right")
-    return part_M, positions_M - (ends - lengths)[part_M]

@@ -11,9 +11,6 @@ import json
 from itertools import pairwise
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from engine.data.conversations import Conversation, Message, to_conversation
 from engine.data.formats import Format, training_columns
 from engine.data.rows import BadRow, encode
@@ -124,13 +121,6 @@ def _lossy(output: str, what: str, row_id: str) -> DataError:
         fix="write the selection as messages",
         code="E420",
     )
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as a Parquet file; equal tables give equal bytes for one version of pyarrow."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=4096, version="2.6")
-    return sink.getvalue().to_pybytes()
 
 
 def jsonl_bytes(rows: list[dict[str, Any]]) -> bytes:

@@ -16,7 +16,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow as pa
 from engine.algorithms.calibration import Calibration, calibrated_probability, validation_report
 from engine.algorithms.split import class_weights, one_class, smoothed_prior_logit, validation_mask
 from engine.errors import DataError
-from engine.schema import ERROR, PROBABILITY, VECTOR, canonical_json
+from engine.schema import ERROR, PROBABILITY, canonical_json
 
 PROBABILITY_COLUMNS = [pa.field(PROBABILITY, pa.float32()), pa.field(ERROR, pa.large_string())]
 TILE_ROWS = 4096  # bounds the float64 copy of a part; has no influence on the result
@@ -116,46 +116,6 @@ class ProbeModel:
                 code="E410",
             ) from error
         return cls(weight_D=weight_D, intercept=intercept, calibration=Calibration(temperature, bias), metrics=metrics)
-
-
-class ProbeStage:
-    """Scores the vectors of a part.
-
-    Args:
-        model_bytes: from `ProbeModel.to_bytes`.
-
-    Raises:
-        DataError: on call, E411, when the vectors have another number of dimensions than the model.
-    """
-
-    columns_in: ClassVar[tuple[str, ...]] = (VECTOR,)
-
-    def __init__(self, model_bytes: bytes) -> None:
-        self.model = ProbeModel.from_bytes(model_bytes)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        column = table[VECTOR].combine_chunks()
-        expected = len(self.model.weight_D)
-        if column.type.list_size != expected:
-            raise DataError(
-                f"the vectors have {column.type.list_size} dimensions, the probe {expected}",
-                why="the probe was trained on vectors of another encoder",
-                fix="rerun from the embed step",
-                code="E411",
-            )
-        present_N = column.is_valid().to_numpy(zero_copy_only=False)
-        x_PD = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, expected)
-        probability_N = np.full(len(column), np.nan, np.float32)
-        probability_N[present_N] = self.model.probability(x_PD)
-        failed_N = np.isnan(probability_N)
-        errors = [
-            ("vector is not finite" if p else "no vector") if f else None
-            for p, f in zip(present_N, failed_N, strict=True)
-        ]
-        return pa.table(
-            [pa.array(probability_N, mask=failed_N), pa.array(errors, pa.large_string())],
-            schema=pa.schema(PROBABILITY_COLUMNS),
-        )
 
 
 def train_probe(

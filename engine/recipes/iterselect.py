@@ -35,7 +35,7 @@ from engine.shards import PoolIndex, Rows, Scores
 
 class Config(LoopConfig):
     name: Literal["iterselect"] = "iterselect"
-    clusters: int = Field(default=100, ge=1, description="K of K-Means (not given in the paper)")
+    clusters: int = Field(default=100, ge=1, description="K of K-Means; at most a tenth of the pool's rows")
     iterations: int = Field(default=20, ge=1, description="Most K-Means iterations")
     diverse_fraction: Fraction = Field(default=0.3, description="Size of the diverse subset V as a share of the pool")
     diverse_max: int = Field(default=15_000, ge=1, description="Largest V, in rows")
@@ -77,7 +77,8 @@ def diverse_subset(context: Context, config: Config, index: PoolIndex, vectors: 
     if not context.reused(target):
         context.runtime.observer.step_started("diverse", context.pool_rows)
         size = diverse_rows(config, context.pool_rows)
-        result = kmeans(index, config.clusters, seed=context.config.seed, iterations=config.iterations)
+        clusters = max(1, min(config.clusters, context.pool_rows // 10))
+        result = kmeans(index, clusters, seed=context.config.seed, iterations=config.iterations)
         drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, context.config.seed, "diverse")
         table = take_rows(context.pool, drawn.rows)
         table = table.append_column(VECTOR, index.vectors_arrow(drawn.rows))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.algorithms.ranking import combine_scores, merge_top, top_rows
+from engine.algorithms.ranking import combine_scores, top_rows
 from engine.errors import ConfigError, StepError
 
 
@@ -54,5 +54,5 @@ def test_order_and_merge_equal_a_plain_sort(rows: list[tuple[float, int]], num: 
 
     order = np.random.default_rng(seed).permutation(len(rows))
     best = [piece[top_rows(scores_N[piece], words[piece], num)] for piece in np.array_split(order, num_shards)]
-    shard_M, position_M = merge_top([(scores_N[rows], words[rows]) for rows in best], num)
-    assert [best[shard][at] for shard, at in zip(shard_M, position_M, strict=True)] == expected
+    together = np.concatenate(best)
+    assert together[top_rows(scores_N[together], words[together], num)].tolist() == expected

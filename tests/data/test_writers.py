@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.artifacts import parquet_bytes
 from engine.data.card import dataset_card, dataset_info
 from engine.data.conversations import Conversation, to_conversation
 from engine.data.formats import Format, detect
@@ -21,7 +22,7 @@ from engine.data.inputs import resolve_inputs
 from engine.data.readers import read_rows
 from engine.data.rows import SourceRow
 from engine.data.shapes import decode, encode, merge_shapes, shape_schema, table_from_rows
-from engine.data.writers import OUTPUT_FORMATS, jsonl_bytes, output_format, parquet_bytes, training_row
+from engine.data.writers import OUTPUT_FORMATS, jsonl_bytes, output_format, training_row
 from engine.errors import ConfigError, DataError, StepError
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data"

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from engine.algorithms.split import validation_mask
 from engine.errors import DataError
-from engine.models.probe import ProbeModel, ProbeSettings, ProbeStage, train_probe
+from engine.models.probe import ProbeModel, ProbeSettings, train_probe
 
 SETTINGS = ProbeSettings()
 
@@ -123,20 +123,3 @@ def test_a_label_added_later_keeps_the_split():
     _, late = train_probe(x_ND, hard_N, words_N, SETTINGS, seed=0)
     assert early["num_val"] == validation_mask(words_N, 0, 0.2)[:300].sum()
     assert late["num_val"] == validation_mask(words_N, 0, 0.2).sum()
-
-
-def test_stage_scores_vectors_and_reports_the_missing():
-    model, _ = train_probe(*planted(300), SETTINGS, seed=0)
-    x_ND, _, _ = planted(6, seed=2)
-    x_ND[4, 0] = np.nan
-    stage = ProbeStage(model.to_bytes())
-    result = stage(vector_table(x_ND, missing=(1,)))
-    assert result.column_names == ["probability", "error"]
-    assert result["error"].to_pylist() == [None, "no vector", None, None, "vector is not finite", None]
-    assert result["probability"].null_count == 2
-    kept = [0, 2, 3, 5]
-    assert result["probability"].take(kept).to_numpy().tobytes() == model.probability(x_ND[kept]).tobytes()
-    sliced = pa.concat_tables([vector_table(x_ND, missing=(1,)).slice(0, 3), vector_table(x_ND, missing=(1,)).slice(3)])
-    assert stage(sliced).equals(result)
-    with pytest.raises(DataError, match="E411"):
-        stage(vector_table(x_ND[:, :5]))
