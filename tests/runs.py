@@ -66,7 +66,7 @@ def run_local(config: RunConfig, observer: Any, shards: int = 1) -> dict[str, An
     return execute(config, Store(config.out), LocalRuntime(observer, shards=shards), {})
 
 
-def run_ray(config: RunConfig, observer: Any, workers: int, shards: int) -> dict[str, Any]:
+def run_ray(config: RunConfig, observer: Any, workers: int | None, shards: int | None) -> dict[str, Any]:
     """On the cluster that is up already."""
     from actors.cluster import plan, resources
     from actors.runtime import RayRuntime
