@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--name", default="end_to_end")
     parser.add_argument("settings", nargs="*", help="key=value overrides")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         out = arguments.out or Path(folder) / "run"
         command = ["run", "iterselect", arguments.pool, f"out={out}", f"budget={arguments.budget}", *arguments.settings]

@@ -71,7 +71,7 @@ def select(context: Context) -> Selection:
 
 def diverse_subset(context: Context, config: Config, index: PoolIndex, vectors: Step) -> Step:
     """V with everything a round needs: the pool's columns and the vector of each row, sorted by id."""
-    names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw", "part_rows")
+    names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw")
     settings = {"seed": context.config.seed, **{name: getattr(config, name) for name in names}}
     target = context.step("diverse", settings, [vectors.fingerprint])
     if not context.reused(target):
@@ -84,7 +84,7 @@ def diverse_subset(context: Context, config: Config, index: PoolIndex, vectors: 
         table = table.append_column(VECTOR, index.vectors_arrow(drawn.rows))
         facts = {"clusters": len(result.centroids_KD), "inertia": result.inertia[-1]}
         save_centroids(target, result.centroids_KD)
-        record = write_table(target, table, config.part_rows, facts)
+        record = write_table(target, table, context.config.data.part_rows, facts)
         context.runtime.observer.step_done("diverse", record.rows, record.seconds, 0, reused=False)
     return target
 
