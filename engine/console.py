@@ -66,9 +66,6 @@ class Summary(TypedDict):
     next_commands: NotRequired[Sequence[tuple[str, str]]]
 
 
-# ------------------------------------------------------------------------------------------------------ words
-
-
 def clean(value: object) -> str:
     """The text of a value without terminal control, lone surrogates and direction marks."""
     return _UNSAFE.sub("", str(value).replace("\r\n", "\n"))

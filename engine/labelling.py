@@ -40,7 +40,7 @@ from engine.schema import (
     ERROR,
     HARD,
     ID,
-    PROBABILITY,
+    PROBABILITY_COLUMNS,
     PROMPT,
     ROW,
     VECTOR,
@@ -137,7 +137,7 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
             index.remember(labels)
             checkpoint, metrics = trainer.learn(labelled, number)
             labelled.checkpoint = checkpoint
-            labelled.metrics.append(round_report(number, batch, labels, metrics, time.monotonic() - started))
+            labelled.metrics.append(round_report(number, labels, metrics, time.monotonic() - started))
             context.store.write_bytes(f"rounds/{number:03d}/metrics.json", round_metrics_json(labelled.metrics[-1]))
             context.runtime.observer.round_done(dict(labelled.metrics[-1]))
             if should_stop(labelled.metrics, config.accuracy_threshold, config.patience):
@@ -213,7 +213,7 @@ def classify(context: Context, config: LoopConfig, source: Step, checkpoint: Ste
         factory=FinetuneStage,
         kwargs={"directory": checkpoint.store.path(checkpoint.folder), "max_tokens": config.classifier.max_tokens},
         columns_in=[PROMPT],
-        columns_out=[pa.field(PROBABILITY, pa.float32()), pa.field(ERROR, pa.large_string())],
+        columns_out=PROBABILITY_COLUMNS,
         resources=context.resources(),
     )
     target = context.step(name, {"stage": "classify"}, [source.fingerprint, checkpoint.fingerprint])
@@ -257,7 +257,7 @@ def label_of(verdicts: pa.ChunkedArray, tie: str) -> pa.Array:
     return pa.array([meaning[verdict] for verdict in verdicts.to_pylist()], pa.bool_())
 
 
-def round_report(number: int, batch: Step, labels: Step, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def round_report(number: int, labels: Step, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """One line of the rounds table."""
     facts = labels.require().extra
     hard = labels.read_all([HARD])[HARD]
@@ -269,18 +269,7 @@ def round_report(number: int, batch: Step, labels: Step, metrics: Mapping[str, A
         "ties": facts["ties"],
         "hard": count,
         "hard_rate": round(count / max(1, len(hard)), 4),
-        **{
-            key: metrics.get(key)
-            for key in (
-                "num_train",
-                "num_val",
-                "val_accuracy",
-                "val_balanced_accuracy",
-                "val_auc",
-                "val_ece",
-                "train_s",
-            )
-        },
+        **{key: metrics.get(key) for key in REPORTED},
         "seconds": round(seconds, 3),
     }
 

@@ -46,6 +46,8 @@ VERDICT_COLUMNS = [
     pa.field(ERROR, pa.large_string()),
 ]
 
+PROBABILITY_COLUMNS = [pa.field(PROBABILITY, pa.float32()), pa.field(ERROR, pa.large_string())]
+
 
 def canonical_json(value: Any) -> str:
     """One JSON text per value: keys sorted, no spaces, UTF-8 characters kept."""

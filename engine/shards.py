@@ -76,7 +76,7 @@ class PoolShard:
         self.alive_N = np.ones(len(self.rows_N), dtype=bool)
         self.best_N = np.full(len(self.rows_N), -np.inf, dtype=np.float32)
         self.applied: list[str] = []
-        self.points = ArrayPoints(self.x_ND, self.words_N)
+        self.points: ArrayPoints | None = None
 
     def _catch_up(self, log: Sequence[Step]) -> None:
         """Applies the entries not seen yet: their rows leave the candidates, and the hard ones join the hard set."""
@@ -88,7 +88,7 @@ class PoolShard:
             x_ID = vectors_from_arrow(table[VECTOR])
             self.best_N = update_best(self.best_N, self.x_ND, self.rows_N, x_ID[hard_I], rows_I[hard_I])
             self.applied.append(entry.fingerprint)
-            self.points = ArrayPoints(self.x_ND, self.words_N, self.alive_N)
+            self.points = None  # the rows to cluster have changed
 
     def _find(self, rows_I: np.ndarray) -> np.ndarray:
         """Positions in this shard of those rows that it holds. Rows ascend within a shard."""
@@ -98,15 +98,21 @@ class PoolShard:
 
     def _points(self, log: Sequence[Step]) -> ArrayPoints:
         self._catch_up(log)
+        if self.points is None:
+            self.points = ArrayPoints(self.x_ND, self.words_N, self.alive_N)
         return self.points
 
-    def _rows(self, at_I: np.ndarray, scores: Scores | None, cluster_I: np.ndarray | None = None) -> Rows:
-        rows_I = self.rows_N[at_I]
-        nothing = np.full(len(at_I), np.nan, dtype=np.float32)
+    def _probability(self, at_I: np.ndarray, scores: Scores | None) -> np.ndarray:
+        """M of some rows, NaN when no scores were asked for."""
+        if scores is None:
+            return np.full(len(at_I), np.nan, dtype=np.float32)
+        return scores.of(self.rows_N[at_I], self.x_ND[at_I])
+
+    def _rows(self, at_I: np.ndarray, probability_I: np.ndarray, cluster_I: np.ndarray | None = None) -> Rows:
         return Rows(
-            rows_I,
+            self.rows_N[at_I],
             self.words_N[at_I],
-            nothing if scores is None else scores.of(rows_I, self.x_ND[at_I]),
+            probability_I,
             clip_similarity(self.best_N[at_I]),
             np.full(len(at_I), -1, dtype=np.int32) if cluster_I is None else cluster_I.astype(np.int32),
         )
@@ -135,22 +141,23 @@ class PoolShard:
         at_A = np.flatnonzero(self.alive_N)
         labels_A, _ = nearest_centroid(self.x_ND, centroids_KD, at_A)
         keys_A = seeded_hash(self.words_N[at_A], seed, purpose)
+        probability_A = self._probability(at_A, scores)
         if scores is not None:  # a row that the classifier failed on has no score and is never ranked
-            scored_A = np.isfinite(scores.of(self.rows_N[at_A], self.x_ND[at_A]))
-            labels_A = np.where(scored_A, labels_A, -1)
+            labels_A = np.where(np.isfinite(probability_A), labels_A, -1)
         picked = smallest_per_group(labels_A, keys_A, quotas_K)
-        return self._rows(at_A[picked], scores, labels_A[picked]), keys_A[picked]
+        return self._rows(at_A[picked], probability_A[picked], labels_A[picked]), keys_A[picked]
 
     def lookup(self, log: Sequence[Step], rows_I: np.ndarray, scores: Scores | None) -> tuple[Rows, np.ndarray]:
         """The rows asked for that this shard holds, with their (I, D) float16 vectors."""
         self._catch_up(log)
         at_I = self._find(rows_I)
-        return self._rows(at_I, scores), self.x_ND[at_I]
+        return self._rows(at_I, self._probability(at_I, scores)), self.x_ND[at_I]
 
     def top(self, log: Sequence[Step], scores: Scores, alpha: float, scale: tuple[float, float], num: int) -> Rows:
         """This shard's best `num` rows by F = alpha * M + (1 - alpha) * R, labelled rows included."""
         self._catch_up(log)
-        rows = self._rows(np.arange(len(self.rows_N)), scores)
+        at_N = np.arange(len(self.rows_N))
+        rows = self._rows(at_N, self._probability(at_N, scores))
         rows = rows.take(np.flatnonzero(np.isfinite(rows.probability)))
         f = combine_scores(rows.probability, rescale(rows.similarity, scale), alpha)
         return rows.take(top_rows(f, rows.words, num))
@@ -173,8 +180,8 @@ class PoolShard:
         alpha: float,
         scale: tuple[float, float],
         target: Step,
-    ) -> int:
-        """Commits M, R, F and cluster of every row, one part of `target` per part held. Returns rows written."""
+    ) -> None:
+        """Commits M, R, F and cluster of every row, one part of `target` per part held."""
         self._catch_up(log)
         offset = 0
         done = target.committed()
@@ -184,7 +191,7 @@ class PoolShard:
             if part in done:
                 continue
             labels, _ = nearest_centroid(self.x_ND, centroids_KD, at)
-            rows = self._rows(at, scores, labels)
+            rows = self._rows(at, self._probability(at, scores), labels)
             failed = np.isnan(rows.probability)
             f = combine_scores(np.where(failed, 0.0, rows.probability), rescale(rows.similarity, scale), alpha)
             columns = [
@@ -195,7 +202,6 @@ class PoolShard:
                 rows.cluster,
             ]
             target.commit(part, pa.table(columns, names=[ROW, "probability", "similarity", "score", "cluster"]))
-        return offset
 
 
 def rescale(similarity_N: np.ndarray, scale: tuple[float, float]) -> np.ndarray:

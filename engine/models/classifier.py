@@ -28,8 +28,7 @@ from engine.algorithms.split import class_weights, one_class, smoothed_prior_log
 from engine.errors import ConfigError, DataError, EnvironmentProblem, StepError
 from engine.models.batching import Batch, fixed_batches, pad_batch
 from engine.models.encoder import BATCH_TOKENS, Precision, resolve_model, resolve_precision
-from engine.models.probe import PROBABILITY_COLUMNS
-from engine.schema import PROMPT, canonical_json, seeded_hash
+from engine.schema import PROBABILITY_COLUMNS, PROMPT, canonical_json, seeded_hash
 
 CALIBRATION_FILE = "calibration.json"
 

@@ -19,14 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from engine.algorithms.calibration import Calibration, calibrated_probability, validation_report
 from engine.algorithms.split import class_weights, one_class, smoothed_prior_logit, validation_mask
 from engine.errors import DataError
-from engine.schema import ERROR, PROBABILITY, canonical_json
+from engine.schema import canonical_json
 
-PROBABILITY_COLUMNS = [pa.field(PROBABILITY, pa.float32()), pa.field(ERROR, pa.large_string())]
 TILE_ROWS = 4096  # bounds the float64 copy of a part; has no influence on the result
 MAX_LBFGS_STEPS = 1000
 
