@@ -8,6 +8,7 @@ costs the parts it held. A group is a set of plain classes, kept in actors that 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,11 +47,13 @@ class Host:
 
     def __init__(self) -> None:
         self.members: dict[str, Any] = {}
+        self.making = threading.Lock()  # of a host whose member works on several items at a time
 
     def call(self, key: str, spec: tuple[Callable[..., Any], Mapping[str, Any]], method: str, *args: Any) -> Any:
-        if key not in self.members:
-            member, shard = spec
-            self.members[key] = member(**shard)
+        with self.making:
+            if key not in self.members:
+                member, shard = spec
+                self.members[key] = member(**shard)
         return getattr(self.members[key], method)(*args)
 
     def drop(self, key: str) -> None:
@@ -63,6 +66,7 @@ class RayGroup:
     Args:
         gpus: of each member.
         owned: the hosts are this group's alone, and end with it.
+        concurrency: items each member works on at a time.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class RayGroup:
         hosts: Sequence[Any],
         owned: bool,
         gpus: float = 0.0,
+        concurrency: int = 1,
     ) -> None:
         self.name, self.hosts, self.owned, self.gpus = name, list(hosts), owned, gpus
+        self.concurrency = concurrency
         self.specs = [ray.put((member, shard)) for shard in shards]  # sent to a node once, not with every call
         self.size = len(self.specs)
 
@@ -95,12 +101,18 @@ class RayGroup:
                 running[self._start(number, method, item)] = (position, number)
                 return
 
-        for number in range(self.size):
-            start(number)
+        for number in range(self.size * self.concurrency):
+            start(number % self.size)
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)  # blocks until some member is free again
             position, number = running.pop(done)
-            yield position, _get(done)
+            try:
+                result = _get(done)
+            except Exception:
+                if running:  # what is in work is finished: it may have been paid for
+                    ray.wait(list(running), num_returns=len(running))
+                raise
+            yield position, result
             start(number)
 
     def close(self) -> None:
@@ -162,12 +174,12 @@ class RayRuntime:
         stage = shards[0].get("stage")
         what = stage.name if isinstance(stage, StageSpec) else getattr(member, "__name__", "member")
         name = f"{what}-{self._groups}"
-        if resources.resident and not resources.gpus:
+        if resources.resident and not resources.gpus and resources.concurrency == 1:
             if not self._hosts:
                 self._hosts = self._start_hosts(self.plan.workers, Resources(resident=True))
             return RayGroup(name, member, shards, self._hosts, owned=False)
         hosts = self._start_hosts(len(shards), resources)
-        group = RayGroup(name, member, shards, hosts, owned=True, gpus=resources.gpus)
+        group = RayGroup(name, member, shards, hosts, True, resources.gpus, resources.concurrency)
         self._owned = [*(open_group for open_group in self._owned if open_group.hosts), group]
         return group
 
@@ -178,6 +190,7 @@ class RayRuntime:
             num_gpus=resources.gpus or None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
+            max_concurrency=resources.concurrency + (resources.concurrency > 1),  # one more to be closed by
             scheduling_strategy="SPREAD",
         )
         hosts: list[Any] = [remote.remote() for _ in range(num)]

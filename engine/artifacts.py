@@ -188,9 +188,9 @@ class Step:
 
 
 class Joined:
-    """Two complete steps with the same rows in the same parts, read as one."""
+    """Two complete sources with the same rows in the same parts, read as one."""
 
-    def __init__(self, left: Step, right: Step) -> None:
+    def __init__(self, left: Source, right: Source) -> None:
         self.left, self.right = left, right
         self.fingerprint = fingerprint("joined", 1, {}, [left.fingerprint, right.fingerprint])
 

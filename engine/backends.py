@@ -16,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from engine.artifacts import Part, Source, Step, StepRecord, take_rows
-from engine.config import Strict
+from engine.config_base import Strict
+from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig
 from engine.models.generators import TransformersGenerator
 from engine.models.judges import EmbeddingJudge
 from engine.models.recorded import RecordedAnswers, RecordedVerdicts, content_hash
+from engine.paid.service import paid_generator, paid_judge
 from engine.recipes.base import Context
 from engine.runtime import Group, PartWorker, StageSpec, map_on_group, run_pass
 from engine.schema import ANSWER_COLUMNS, RESPONSE, ROW, VERDICT_COLUMNS
@@ -104,11 +106,15 @@ def build_generator(context: Context, config: Strict, index: PoolIndex) -> Backe
         return None
     if kind == "neighbor":
         return Neighbor(context, index)
+    if isinstance(config, OpenAIGeneratorConfig):
+        return paid_generator(context.paid, config)
     settings, identity = pinned(kind, settings)
     return _resident(context, "answer", GENERATORS[kind], settings, ANSWER_COLUMNS, identity)
 
 
 def build_judge(context: Context, config: Strict) -> Backend:
+    if isinstance(config, OpenAIJudgeConfig):
+        return paid_judge(context.paid, config, context.config.seed)
     settings = config.model_dump()
     kind = settings.pop("kind")
     settings, identity = pinned(kind, settings)

@@ -8,12 +8,14 @@ rows, 130 interrupted.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.console import print_error
 from engine.errors import ConfigError, IterselectError
 
@@ -25,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.add_typer(judge_app, name="judge")
+app.add_typer(prompts_app, name="prompts")
+app.add_typer(ledger_app, name="ledger")
 
 INTERRUPTED = 130
 
@@ -88,6 +94,9 @@ def run(
     target: Annotated[str, typer.Argument(help="YAML file or recipe: iterselect, random, balanced_random, longest.")],
     rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
     local: Local = False, fresh: Fresh = False, as_json: Json = False, quiet: Quiet = False, debug: Debug = False,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Most the run may spend on calls, in USD.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about the likely cost.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for rows that failed.")] = False,
 ) -> None:  # fmt: skip
     """Selects. The same command continues a run that was interrupted."""
     from engine.settings import load_config
@@ -95,7 +104,19 @@ def run(
     config = load_config(target, rest or [])
     if local:
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"mode": "local"})})
-    from engine.session import run_session
+    if max_usd is not None:
+        config = config.model_copy(update={"paid": config.paid.model_copy(update={"max_usd": max_usd})})
+    from engine.session import check_alone, run_session
+
+    if not yes:
+        confirm_cost(config)
+    if retry_failed:
+        from engine.paid.service import retry_failed as mark
+        from engine.store import Store
+
+        check_alone(Store(config.out))
+        marked = mark(Store(config.out))
+        print(f"rows to retry in: {', '.join(marked) or 'none'}", file=sys.stderr)
 
     summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
     if as_json:
@@ -104,6 +125,52 @@ def run(
         from engine.console import print_summary
 
         print_summary(summary, Console())  # pyright: ignore[reportArgumentType]
+
+
+def confirm_cost(config: Any) -> None:
+    """Asks before a run whose calls are likely to cost more than paid.confirm_above_usd and that has no cap.
+
+    Raises:
+        ConfigError: E263, there is nobody to ask.
+    """
+    from engine.paid.service import paid_backends
+
+    if config.paid.max_usd is not None or not paid_backends(config):
+        return
+    from engine.paid.estimate import estimate
+
+    usd = estimate(config)["usd"]
+    if usd is None or usd["likely"] <= config.paid.confirm_above_usd:
+        return
+    question = f"The calls of this run are likely to cost ${usd['likely']:.2f} (at most ${usd['high']:.2f})"
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            question, fix="give --yes, or a cap: --max-usd; `iterselect plan` shows the figures", code="E263"
+        )
+    typer.confirm(f"{question}. Go on?", abort=True)
+
+
+@app.command()
+def plan(
+    target: Annotated[str, typer.Argument(help="YAML file or recipe.")],
+    rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
+    as_json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Says what the paid calls of a run will cost, before any is made."""
+    from engine.paid.estimate import estimate
+    from engine.paid.service import paid_backends
+    from engine.settings import load_config
+
+    config = load_config(target, rest or [])
+    found = estimate(config) if paid_backends(config) else {}
+    if as_json:
+        print(json.dumps(found, indent=1))
+    elif found:
+        from engine.paid.plan_view import render
+
+        Console().print(render(found))
+    else:
+        print("no generator or judge of this config makes paid calls")
 
 
 def make_runtime(config: Any, observer: Any) -> Any:

@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from engine.config_base import Fraction, Strict
+from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig
 from engine.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-OpenFraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Strict(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class DataConfig(Strict):
@@ -119,9 +112,10 @@ class EmbeddingJudgeConfig(Strict):
 
 
 GeneratorConfig = Annotated[
-    NeighborConfig | TransformersConfig | RecorderConfig | NoGeneratorConfig, Field(discriminator="kind")
+    NeighborConfig | TransformersConfig | RecorderConfig | NoGeneratorConfig | OpenAIGeneratorConfig,
+    Field(discriminator="kind"),
 ]
-JudgeConfig = Annotated[EmbeddingJudgeConfig | RecorderConfig, Field(discriminator="kind")]
+JudgeConfig = Annotated[EmbeddingJudgeConfig | RecorderConfig | OpenAIJudgeConfig, Field(discriminator="kind")]
 
 
 def check_backends(generator: Strict, judge: Strict) -> None:
@@ -163,6 +157,21 @@ class FinetuneConfig(Strict):
 ClassifierConfig = Annotated[ProbeConfig | FinetuneConfig, Field(discriminator="kind")]
 
 
+class PaidConfig(Strict):
+    """Money. None of it changes the result; the ledger only saves calls."""
+
+    max_usd: float | None = Field(
+        default=None, ge=0.0, description="Most the run may spend on calls, in USD; it stops there, resumable"
+    )
+    max_usd_per_round: float | None = Field(default=None, ge=0.0, description="Most one round may spend, in USD")
+    ledger: str | None = Field(
+        default=None, description="Folder or URI of paid calls, shareable between runs; default: <out>/ledger"
+    )
+    confirm_above_usd: float = Field(
+        default=1.0, ge=0.0, description="Ask before a run whose likely cost is higher and that has no max_usd"
+    )
+
+
 class RecipeConfig(Strict):
     """Base of every recipe's settings."""
 
@@ -182,6 +191,7 @@ class RunConfig(Strict):
     recipe: SerializeAsAny[RecipeConfig] = Field(description="The selection method and its settings")
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="Turns prompts into vectors")
     output: OutputConfig = Field(default_factory=OutputConfig, description="What is written")
+    paid: PaidConfig = Field(default_factory=PaidConfig, description="Money for calls, and where they are recorded")
     runtime: RuntimeConfig = Field(
         default_factory=RuntimeConfig, description="How it is executed; never changes the result"
     )

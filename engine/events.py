@@ -49,6 +49,10 @@ class Observer(Protocol):
         """A round of the loop is over. Shown: round, judged, hard_rate, val_accuracy, val_auc, seconds."""
         ...
 
+    def spent(self, step: str, facts: Mapping[str, Any]) -> None:
+        """What the run's paid calls amount to so far: calls, tokens_in, tokens_out, cost_usd, max_usd (or None)."""
+        ...
+
     def note(self, text: str) -> None:
         """Something the user should read."""
         ...
@@ -126,6 +130,7 @@ class EventObserver:
         self._lock = threading.Lock()
         self.steps: dict[str, StepSummary] = {}
         self._rows: dict[str, tuple[int, int | None]] = {}  # step -> (done, total)
+        self._spent: Mapping[str, Any] = {}
 
     def step_started(self, name: str, total_rows: int | None) -> None:
         with self._lock:
@@ -157,6 +162,12 @@ class EventObserver:
     def round_done(self, metrics: dict[str, Any]) -> None:
         self._events.emit("round_done", metrics=metrics)
         self._view.round_done(metrics)
+
+    def spent(self, step: str, facts: Mapping[str, Any]) -> None:
+        if facts != self._spent:  # nothing is written while nothing is spent
+            self._spent = facts
+            self._events.emit("spent", step=step, **facts)
+            self._view.spent(step, facts)
 
     def note(self, text: str) -> None:
         self._events.emit("note", text=text)

@@ -24,18 +24,22 @@ import psutil
 
 from engine.artifacts import Step
 from engine.baselines import compare_with_baselines
-from engine.config import RunConfig, budget_rows
+from engine.config import DataConfig, RunConfig, budget_rows
 from engine.config_template import dump_yaml
 from engine.data.ingest import Ingest, IngestOptions
 from engine.data.inputs import InputFile, resolve_inputs
 from engine.data.rows import Reject
 from engine.outputs import write_outputs
+from engine.paid.service import PaidRun
 from engine.recipes import load_recipe
 from engine.recipes.base import Context, Selection
 from engine.runtime import Runtime
 from engine.store import Store
 
-PACKAGES = ("iterselect", "ray", "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "openai", "vllm", "pydantic")
+PACKAGES = (
+    "iterselect", "ray", "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "openai", "vllm", "pydantic",
+    "genai-prices",
+)  # fmt: skip
 
 
 def execute(config: RunConfig, store: Store, runtime: Runtime, steps: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,9 +59,13 @@ def execute(config: RunConfig, store: Store, runtime: Runtime, steps: Mapping[st
     inputs = resolve_inputs(config.data.path)
     pool = ingest(config, store, runtime, inputs)
     rows = pool.require().rows
-    context = Context(config, store, pool, runtime, budget_rows(config.budget, rows))
+    paid = PaidRun(store, runtime, config.paid)
+    context = Context(config, store, pool, runtime, budget_rows(config.budget, rows), paid)
     recipe = load_recipe(config.recipe.name)
-    selection: Selection = recipe.module.select(context)
+    try:
+        selection: Selection = recipe.module.select(context)
+    finally:
+        paid.close()
     started_writing = time.monotonic()
     runtime.observer.step_started("write", rows)
     baselines = compare_with_baselines(context, selection)
@@ -86,13 +94,7 @@ def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Input
         return step
     started = time.monotonic()
     runtime.observer.step_started("ingest", 0)
-    options = IngestOptions(
-        columns=data.columns,
-        format="" if data.format == "auto" else data.format,
-        source_column=data.source_column,
-        max_row_bytes=data.max_row_bytes,
-        part_rows=data.part_rows,
-    )
+    options = ingest_options(data)
     with tempfile.TemporaryFile() as rejects:
 
         def on_reject(reject: Reject) -> None:
@@ -111,6 +113,17 @@ def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Input
     record = step.finish(started=started, rows=source.counts.pool, extra=facts)
     runtime.observer.step_done("ingest", record.rows, record.seconds, 0, reused=False)
     return step
+
+
+def ingest_options(data: DataConfig) -> IngestOptions:
+    """How the input is read."""
+    return IngestOptions(
+        columns=data.columns,
+        format="" if data.format == "auto" else data.format,
+        source_column=data.source_column,
+        max_row_bytes=data.max_row_bytes,
+        part_rows=data.part_rows,
+    )
 
 
 def modified(file: InputFile) -> str:
@@ -147,6 +160,8 @@ def summarize(
         "selected": written["selected"],
         "steps": list(steps.values()),
         "baselines": baselines,
+        "calls": context.paid.facts(),
+        "judge": selection.facts.get("judge"),
         "seconds": round(seconds, 2),
         "next_commands": [
             [f"iterselect export {store.root} NEW_FOLDER --format messages", "the selection in another format"],

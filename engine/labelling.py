@@ -19,35 +19,32 @@ from pydantic import Field, model_validator
 
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.algorithms.stopping import should_stop
-from engine.artifacts import Joined, Step, write_table
+from engine.artifacts import Joined, Source, Step, write_table
 from engine.backends import Backend, build_generator, build_judge
 from engine.config import (
     ClassifierConfig,
     EmbeddingJudgeConfig,
     FinetuneConfig,
-    Fraction,
     GeneratorConfig,
     JudgeConfig,
     NeighborConfig,
-    OpenFraction,
     ProbeConfig,
     RecipeConfig,
     check_backends,
 )
+from engine.config_base import Fraction, OpenFraction
+from engine.labels import judge_report, label_table
 from engine.recipes.base import Context
 from engine.runtime import Resources, StageSpec
 from engine.schema import (
-    ERROR,
     HARD,
     ID,
     PROBABILITY_COLUMNS,
     PROMPT,
     ROW,
-    VECTOR,
-    VERDICT,
     id_words,
     seeded_hash,
-)
+)  # fmt: skip
 from engine.shards import PoolIndex, Rows, Scores
 from engine.trainer import ProbeScores, StepScores, TableScores, Trainer, classifier_settings, round_metrics_json
 
@@ -69,6 +66,12 @@ class LoopConfig(RecipeConfig):
     explore_fraction: Fraction = Field(default=0.0, description="Share of a later batch drawn at random, not by F")
     validation_fraction: OpenFraction = Field(default=0.2, description="Share of labelled rows held out, by id")
     tie: Literal["easy", "hard", "drop"] = Field(default="easy", description="What a tie of the judge counts as")
+    inconsistent: Literal["easy", "hard", "drop"] = Field(
+        default="drop", description="What a verdict counts as that changes with the order of the answers"
+    )
+    soft_labels: bool = Field(
+        default=True, description="Teach the classifier the judge's probabilities, where the judge gives them"
+    )
     part_rows: int = Field(default=256, ge=1, description="Rows given to a generator or judge worker at a time")
     generator: GeneratorConfig = Field(default=NeighborConfig(), description="Answers the prompts of a batch")
     judge: JudgeConfig = Field(default=EmbeddingJudgeConfig(), description="Compares answer and reference")
@@ -88,12 +91,14 @@ class Labelled:
         tables: per round, the labelled rows: row, id, hard, vector, prompt.
         metrics: per round, what the summary shows.
         checkpoint: the last classifier.
+        judge: what is known of a model judge's reliability, None for other judges.
     """
 
     tables: list[pa.Table] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     metrics: list[Mapping[str, Any]] = field(default_factory=list)
     checkpoint: Step | None = None
+    judge: dict[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -120,6 +125,7 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
     generator, judge = build_generator(context, config.generator, index), build_judge(context, config.judge)
     trainer = TrainerGroup(context, config)
     labelled, asked = Labelled(), np.empty(0, dtype=np.int64)
+    judged: list[Source] = []
     # A tenth of V at most, so that later batches have something to choose from.
     size = min(config.batch_size, max(1, diverse.require().rows // 10))
     if size < config.batch_size:
@@ -131,7 +137,8 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
             if batch.require().rows == 0:
                 break
             asked = np.concatenate([asked, batch.read_all([ROW])[ROW].to_numpy()])
-            labels = judge_batch(context, config, generator, judge, batch, number)
+            labels, verdicts = judge_batch(context, config, generator, judge, batch, number)
+            judged.append(verdicts)
             labelled.steps.append(labels)
             labelled.tables.append(labels.read_all())
             index.remember(labels)
@@ -146,6 +153,7 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
         for backend in (generator, judge, trainer):
             if backend is not None:
                 backend.close()
+    labelled.judge = judge_report(context.store, judged)
     return labelled
 
 
@@ -224,37 +232,34 @@ def classify(context: Context, config: LoopConfig, source: Step, checkpoint: Ste
 
 def judge_batch(
     context: Context, config: LoopConfig, generator: Backend | None, judge: Backend, batch: Step, number: int
-) -> Step:
-    """Answers and verdicts of a batch, reduced to its labels: row, id, hard, vector, prompt of every labelled row."""
-    source, inputs = batch, [batch.fingerprint]
+) -> tuple[Step, Source]:
+    """Answers and verdicts of a batch.
+
+    Returns:
+        (its labels: row, id, hard, soft, vector, prompt of every labelled row; its rows joined with the verdicts).
+    """
+    source: Source = batch
+    inputs = [batch.fingerprint]
     if generator is not None:
-        answers = context.step(f"rounds/{number:03d}/answers", dict(generator.identity), [batch.fingerprint])
+        answers = backend_step(context, f"rounds/{number:03d}/answers", generator, inputs)
         record = generator.run(batch, answers)
         context.check_failures(answers.folder, record.failed, record.rows)
-        source, inputs = Joined(batch, answers), [batch.fingerprint, answers.fingerprint]
-    verdicts = context.step(f"rounds/{number:03d}/verdicts", dict(judge.identity), inputs)
+        source, inputs = Joined(batch, answers), [*inputs, answers.fingerprint]
+    verdicts = backend_step(context, f"rounds/{number:03d}/verdicts", judge, inputs)
     record = judge.run(source, verdicts)
     context.check_failures(verdicts.folder, record.failed, record.rows)
-    labels = context.step(
-        f"rounds/{number:03d}/labels", {"tie": config.tie, "part_rows": config.part_rows}, [verdicts.fingerprint]
-    )
+    rules = {name: getattr(config, name) for name in ("tie", "inconsistent", "soft_labels", "part_rows")}
+    labels = context.step(f"rounds/{number:03d}/labels", rules, [verdicts.fingerprint])
     if labels.record() is None:
-        found = verdicts.read_all([ROW, HARD, VERDICT, ERROR])
-        hard = label_of(found[VERDICT], config.tie)
-        table = batch.read_all([ROW, ID, VECTOR, PROMPT]).append_column(HARD, hard)
-        facts = {
-            "judged": found.num_rows,
-            "ties": int(pc.sum(pc.equal(found[VERDICT], "tie")).as_py() or 0),  # pyright: ignore
-            "failed": found.num_rows - found[ERROR].null_count,
-        }
-        write_table(labels, table.filter(pc.is_valid(hard)), config.part_rows, facts)  # pyright: ignore
-    return labels
+        table, facts = label_table(batch, verdicts, config.tie, config.inconsistent, config.soft_labels)
+        write_table(labels, table, config.part_rows, facts)
+    return labels, Joined(source, verdicts)
 
 
-def label_of(verdicts: pa.ChunkedArray, tie: str) -> pa.Array:
-    """hard (true), easy (false) or unlabelled (null) of each verdict."""
-    meaning = {"reference": True, "answer": False, "tie": {"easy": False, "hard": True, "drop": None}[tie], None: None}
-    return pa.array([meaning[verdict] for verdict in verdicts.to_pylist()], pa.bool_())
+def backend_step(context: Context, name: str, backend: Backend, inputs: list[str]) -> Step:
+    """The step of a generator or judge; a number of its own after each `--retry-failed`."""
+    retry = context.paid.retries(name)
+    return context.step(name, {**backend.identity, **({"retry": retry} if retry else {})}, inputs)
 
 
 def round_report(number: int, labels: Step, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -267,6 +272,8 @@ def round_report(number: int, labels: Step, metrics: Mapping[str, Any], seconds:
         "judged": facts["judged"],
         "failed": facts["failed"],
         "ties": facts["ties"],
+        "inconsistent": facts["inconsistent"],
+        **({"usd": facts["usd"]} if "usd" in facts else {}),
         "hard": count,
         "hard_rate": round(count / max(1, len(hard)), 4),
         **{key: metrics.get(key) for key in REPORTED},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +16,33 @@ from engine.runtime import Group, PartWorker, Resources, StageSpec, run_pass
 class LocalGroup:
     """Members as plain objects, called in shard order."""
 
-    def __init__(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], concurrency: int = 1) -> None:
         self.members = [member(**shard) for shard in shards]
-        self.size = len(self.members)
+        self.size, self.concurrency = len(self.members), concurrency
 
     def call(self, method: str, *args: Any) -> list[Any]:
         return [getattr(member, method)(*args) for member in self.members]
 
     def dispatch(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        for position, item in enumerate(items):
-            yield position, getattr(self.members[position % self.size], method)(*item)
+        if self.concurrency == 1:
+            for position, item in enumerate(items):
+                yield position, getattr(self.members[position % self.size], method)(*item)
+            return
+        threads = ThreadPoolExecutor(self.size * self.concurrency)
+        futures = {
+            threads.submit(getattr(self.members[position % self.size], method), *item): position
+            for position, item in enumerate(items)
+        }
+        interrupted = True
+        try:
+            for done in as_completed(futures):
+                yield futures[done], done.result()
+            interrupted = False
+        except Exception:
+            interrupted = False  # those in work are finished
+            raise
+        finally:
+            threads.shutdown(wait=not interrupted, cancel_futures=True)
 
     def close(self) -> None:
         self.members = []
@@ -54,7 +72,8 @@ class LocalRuntime:
         return run_pass(self.observer, source, target, run)
 
     def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group:
-        return LocalGroup(member, [{key: self._threaded(value) for key, value in shard.items()} for shard in shards])
+        threaded = [{key: self._threaded(value) for key, value in shard.items()} for shard in shards]
+        return LocalGroup(member, threaded, resources.concurrency)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -29,11 +29,13 @@ class Resources:
         gpus: devices, or a share of one.
         resident: lives through several phases and waits in most of them, so it reserves next to nothing and never
             starves a pass over the pool.
+        concurrency: items a member works on at a time, in threads; above 1 it has a process of its own.
     """
 
     cpus: int = 1
     gpus: float = 0.0
     resident: bool = False
+    concurrency: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,10 @@ class Group(Protocol):
         ...
 
     def dispatch(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Hands independent items to whichever member is free; yields (item's position, result) as they finish."""
+        """Hands independent items to whichever member is free; yields (item's position, result) as they finish.
+
+        When an item fails no more are handed out, those in work are finished, and then the first error is raised.
+        """
         ...
 
     def close(self) -> None: ...
@@ -109,11 +114,15 @@ class PartWorker:
         """
         started = time.perf_counter()
         table = source.read(index, [ROW, *[name for name in self.stage.columns_in if name != ROW]])
-        result = self.call(table.select(list(self.stage.columns_in)))
+        result = self.compute(table.select(list(self.stage.columns_in)), target)
         checked = self._check(result, table.num_rows, f"{target.folder} part {index}")
         failed = len(table) - checked[ERROR].null_count if ERROR in checked.column_names else 0
         output = checked.add_column(0, pa.field(ROW, pa.int64(), nullable=False), table[ROW])
         return target.commit(index, output, seconds=time.perf_counter() - started, failed=failed)
+
+    def compute(self, table: pa.Table, target: Step) -> pa.Table:
+        """The stage's result; for members that need to know what they work for."""
+        return self.call(table)
 
     def _check(self, result: pa.Table, rows: int, where: str) -> pa.Table:
         stage = self.stage

@@ -17,7 +17,7 @@ ROW, ID, FILE, LINE, SOURCE = "row", "id", "file", "line", "source"
 SYSTEM, PROMPT, RESPONSE, TURNS = "system", "prompt", "response", "turns"
 MESSAGES, TOOLS, RECORD = "messages", "tools", "record"
 VECTOR, ERROR = "vector", "error"
-ANSWER, HARD, VERDICT, PROBABILITY = "answer", "hard", "verdict", "probability"
+ANSWER, HARD, SOFT, VERDICT, PROBABILITY = "answer", "hard", "soft", "verdict", "probability"
 
 POOL_SCHEMA = pa.schema(
     [

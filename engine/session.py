@@ -33,7 +33,7 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
     Returns:
         The summary.
     """
-    from engine.console import LiveTable
+    from engine.live_table import LiveTable
 
     store = Store(config.out)
     check_out(store)

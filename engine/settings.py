@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field, create_model
 
 from engine.config import RunConfig
+from engine.config_endpoint import OpenAIJudgeConfig
 from engine.config_loader import validate
 from engine.errors import ConfigError
 from engine.recipes import RECIPES, load_recipe
@@ -50,6 +51,25 @@ def load_config(target: str, rest: list[str]) -> RunConfig:
         )
     found = validate(run_config_model(name), document)
     return RunConfig.model_validate(dict(found))  # the class made for validation cannot be pickled
+
+
+def load_judge(settings: list[str]) -> OpenAIJudgeConfig:
+    """Settings of a judge from `key=value` words, or those of a config file's `recipe.judge` and words that change it.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
+    document = Document({}, "judge settings")
+    files = [word for word in settings if not OVERRIDE.match(word)]
+    if len(files) > 1:
+        raise ConfigError(f"several config files: {', '.join(files)}", fix="give one, and key=value for the rest")
+    if files:
+        judge = expanded(load_yaml(files[0])).value.get("recipe", {}).get("judge")
+        if not isinstance(judge, dict) or judge.get("kind") != "openai":
+            raise ConfigError("the config has no recipe.judge of kind openai", where=files[0])
+        document.value.update(judge)
+    document = apply_overrides(document, [word for word in settings if word not in files])
+    return OpenAIJudgeConfig.model_validate(dict(validate(OpenAIJudgeConfig, document)))
 
 
 def start_document(target: str) -> Document:

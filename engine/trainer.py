@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.artifacts import Step, take_rows
 from engine.data.vectors import vectors_from_arrow
-from engine.schema import HARD, ID, PROBABILITY, PROMPT, ROW, VECTOR, id_words
+from engine.schema import HARD, ID, PROBABILITY, PROMPT, ROW, SOFT, VECTOR, id_words
 
 MODEL_FILE = "model.safetensors"
 
@@ -64,7 +65,8 @@ class Trainer:
         """Trains on all labels so far and checkpoints into `target`; a complete target is only read.
 
         Args:
-            labels: one committed step a round, with `row, id, hard, vector, prompt`.
+            labels: one committed step a round, with `row, id, hard, vector, prompt`, and `soft` from judges that give
+                probabilities.
             previous: last round's checkpoint, for classifiers that continue from it.
 
         Returns:
@@ -75,7 +77,7 @@ class Trainer:
             return record.extra
         started = time.monotonic()
         for step in labels[len(self.seen) :]:
-            self.labels.append(step.read_all([ID, HARD, VECTOR, PROMPT]))
+            self.labels.append(read_labels(step))
             self.seen.append(step.fingerprint)
         table = pa.concat_tables(self.labels)
         train = self._probe if self.kind == "probe" else self._finetune
@@ -86,8 +88,8 @@ class Trainer:
         from engine.models.probe import ProbeSettings, train_probe
 
         settings = ProbeSettings(validation_fraction=self.validation_fraction, **self.settings)
-        hard, words = table[HARD].to_numpy().astype(bool), id_words(table[ID])
-        model, metrics = train_probe(vectors_from_arrow(table[VECTOR]), hard, words, settings, self.seed)
+        vectors, words = vectors_from_arrow(table[VECTOR]), id_words(table[ID])
+        model, metrics = train_probe(vectors, targets(table), words, settings, self.seed)
         target.store.write_bytes(f"{target.folder}/{MODEL_FILE}", model.to_bytes())
         return metrics
 
@@ -96,18 +98,39 @@ class Trainer:
 
         plain = {key: value for key, value in self.settings.items() if key not in ("retrain", "threads")}
         settings = FinetuneSettings(validation_fraction=self.validation_fraction, **plain)
-        texts, hard, words = table[PROMPT].to_pylist(), table[HARD].to_numpy().astype(np.float64), id_words(table[ID])
+        texts, words = table[PROMPT].to_pylist(), id_words(table[ID])
         with tempfile.TemporaryDirectory() as folder:
             start = None
             if previous is not None and self.settings["retrain"] == "continue":
                 start = fetch_directory(previous.store.path(previous.folder), Path(folder) / "previous")
             trained = Path(folder) / "trained"
             metrics = train_finetune(
-                texts, hard, words, settings, self.seed, trained, continue_from=start, threads=self.settings["threads"]
+                texts,
+                targets(table),
+                words,
+                settings,
+                self.seed,
+                trained,
+                continue_from=start,
+                threads=self.settings["threads"],
             )
             for file in sorted(trained.iterdir()):
                 target.store.write_bytes(f"{target.folder}/{file.name}", file.read_bytes())
         return metrics
+
+
+def read_labels(step: Step) -> pa.Table:
+    """What training needs of a round's labels; `soft` is all null where the step has none."""
+    table = step.read_all()
+    if SOFT not in table.column_names:
+        table = table.append_column(SOFT, pa.nulls(table.num_rows, pa.float32()))
+    return table.select([ID, HARD, SOFT, VECTOR, PROMPT])
+
+
+def targets(labels: pa.Table) -> np.ndarray:
+    """(N,) float64 in [0, 1]: the judge's probability of hard where it gave one, else 1 for hard and 0 for easy."""
+    hard = labels[HARD].cast(pa.float32())
+    return pc.coalesce(labels[SOFT], hard).to_numpy().astype(np.float64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ProbeScores:

@@ -27,6 +27,7 @@ class Recorder:
         self.done: list[tuple[str, bool]] = []
         self.rounds: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        self.spending: dict[str, Any] = {}
 
     def step_started(self, name: str, total_rows: int) -> None:
         """Not remembered."""
@@ -39,6 +40,9 @@ class Recorder:
 
     def round_done(self, metrics: dict[str, Any]) -> None:
         self.rounds.append(metrics)
+
+    def spent(self, step: str, facts: dict[str, Any]) -> None:
+        self.spending = dict(facts)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

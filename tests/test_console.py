@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from engine.console import LiveTable, Summary, clean, duration, print_error, print_status, print_summary
+from engine.console import Summary, print_error, print_status, print_summary
 from engine.errors import ConfigError, DataError
+from engine.live_table import LiveTable
+from engine.screen import clean, duration
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;title\x07\x1b[31m[bold red]x[/] :smile: \u202eabc\u2028\ud800[/nope]\rEND"
@@ -168,7 +170,7 @@ def test_stdout_stays_clean_when_it_is_piped() -> None:
         """
         import sys
         from rich.console import Console
-        from engine.console import LiveTable
+        from engine.live_table import LiveTable
         with LiveTable(Console(stderr=True, force_terminal=True)) as view:
             view.step_started("embed", 10)
             print("result")

@@ -104,7 +104,8 @@ def train_finetune(
     ordered = [texts[int(i)] for i in order_N]
     hard_N, words_N = np.asarray(hard_N, np.float64)[order_N], words_N[order_N]
     held_N = validation_mask(words_N, seed, settings.validation_fraction)
-    hard_T, hard_V = hard_N[~held_N], hard_N[held_N]
+    # Soft labels are learned from; what is measured and calibrated to is the class.
+    hard_T, hard_V = hard_N[~held_N], np.where(hard_N[held_N] >= 0.5, 1.0, 0.0)
     metrics = {"num_train": len(hard_T), "hard_rate": float(hard_N.mean()) if len(hard_N) else None}
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -277,7 +278,9 @@ def _fit(
     from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
     easy_weight, hard_weight = class_weights(hard_N[~held_N])
+    # A row's two weighted halves, written as one weight and one target; exactly 0 and 1 for labels 0 and 1.
     weight_N = hard_N * hard_weight + (1 - hard_N) * easy_weight
+    target_N = hard_N * hard_weight / weight_N
     rows_T, rows_V = np.flatnonzero(~held_N), np.flatnonzero(held_N)
     steps = -(-len(rows_T) // settings.batch_size) * settings.epochs
     optimizer, schedule = _optimizer(scorer.model, settings, steps)
@@ -285,9 +288,9 @@ def _fit(
     def step(rows_B: np.ndarray) -> float:
         longest = max(len(tokens[i]) for i in rows_B)
         batch = Batch(rows=rows_B, num_rows=len(rows_B), length=min(-(-longest // 8) * 8, scorer.max_tokens))
-        hard_B, weight_B = (torch.from_numpy(a[rows_B]).float().to(scorer.device) for a in (hard_N, weight_N))
+        target_B, weight_B = (torch.from_numpy(a[rows_B]).float().to(scorer.device) for a in (target_N, weight_N))
         # Softmax over two classes is a sigmoid of the difference of their logits.
-        loss = cross_entropy(scorer.forward(tokens, batch), hard_B, weight_B)
+        loss = cross_entropy(scorer.forward(tokens, batch), target_B, weight_B)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(scorer.model.parameters(), settings.clip_norm)
@@ -308,7 +311,7 @@ def _fit(
         seconds += time.perf_counter() - started
         if len(rows_V):
             logit_V = torch.from_numpy(scorer.logits([tokens[i] for i in rows_V])).double()
-            val_loss = cross_entropy(logit_V, torch.from_numpy(hard_N[rows_V]), torch.from_numpy(weight_N[rows_V]))
+            val_loss = cross_entropy(logit_V, torch.from_numpy(target_N[rows_V]), torch.from_numpy(weight_N[rows_V]))
             val_losses.append(val_loss.item())
         loss_now = val_losses[-1] if val_losses else -float(epoch)  # without validation rows the last epoch counts
         if not np.isfinite(train_losses[-1] + loss_now):

@@ -4,8 +4,10 @@ Training and scoring are float64 in a fixed order of the rows and of the columns
 order of the labels and any number of threads, and a row's score is the same alone, in a part or in the whole pool.
 It knows nothing of texts, encoders or rounds.
 
-Objective: sum_i weight_i * cross_entropy(y_i, w . x_i + b) + l2 / 2 * |w|^2, the bias free: scikit-learn's
-LogisticRegression with C = 1 / l2 and class_weight="balanced".
+Objective: sum_i [h s_i softplus(-z_i) + e (1 - s_i) softplus(z_i)] + l2 / 2 * |w|^2 with z_i = w . x_i + b, the bias
+free, s_i in [0, 1] the target and h, e the weights of hard and easy: every row counts as a hard one with weight s_i and
+as an easy one with weight 1 - s_i. For targets 0 and 1 it is scikit-learn's LogisticRegression with C = 1 / l2 and
+class_weight="balanced".
 
 Legend: N rows, D dimensions, T training rows, V validation rows.
 """
@@ -117,54 +119,62 @@ class ProbeModel:
 
 
 def train_probe(
-    x_ND: np.ndarray, hard_N: np.ndarray, words_N: np.ndarray, settings: ProbeSettings, seed: int
+    x_ND: np.ndarray, target_N: np.ndarray, words_N: np.ndarray, settings: ProbeSettings, seed: int
 ) -> tuple[ProbeModel, dict[str, Any]]:
     """Trains on the rows that are not held out, calibrates and measures on those that are.
 
+    Soft targets are what is learned from. What is measured and calibrated to is the class, hard from 0.5 on, so that
+    the metrics and the meaning of the probability are those of a run with hard labels.
+
     Args:
         x_ND: (N, D) float16 unit vectors, or any float.
-        hard_N: (N,) bool, or float in [0, 1].
+        target_N: (N,) bool, hard or not; or float in [0, 1], the probability of hard.
         words_N: (N,) uint64 from `engine.schema.id_words`, distinct.
         settings: see `ProbeSettings`.
         seed: of the split, the same in every round; training itself draws nothing.
 
     Returns:
-        the model, and its metrics: `num_train`, `hard_rate` (of all N labels, None for N = 0), `constant`, and those of
-        `engine.algorithms.calibration.validation_report`. A constant model (one class to train on, or no rows)
+        the model, and its metrics: `num_train`, `hard_rate` (of all N classes, None for N = 0), `constant`, and those
+        of `engine.algorithms.calibration.validation_report`. A constant model (one class to train on, or no rows)
         gives everyone the smoothed prior (hard + 1) / (rows + 2), uncalibrated.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: the lengths differ, or a target is not in [0, 1].
     """
-    if not len(x_ND) == len(hard_N) == len(words_N):
-        raise ValueError(f"{len(x_ND)} vectors, {len(hard_N)} labels and {len(words_N)} ids")
+    if not len(x_ND) == len(target_N) == len(words_N):
+        raise ValueError(f"{len(x_ND)} vectors, {len(target_N)} labels and {len(words_N)} ids")
     order_N = np.argsort(words_N, kind="stable")
     x_ND, words_N = np.asarray(x_ND[order_N], np.float64), words_N[order_N]
-    hard_N = np.asarray(hard_N, np.float64)[order_N]
+    target_N = np.asarray(target_N, np.float64)[order_N]
+    if not ((target_N >= 0) & (target_N <= 1)).all():
+        raise ValueError("a target is not a probability")
+    hard_N = np.where(target_N >= 0.5, 1.0, 0.0)
     held_N = validation_mask(words_N, seed, settings.validation_fraction)
-    hard_T = hard_N[~held_N]
-    constant = one_class(hard_T)
+    target_T = target_N[~held_N]
+    constant = one_class(target_T)
     if constant:
-        weight_D, intercept = np.zeros(x_ND.shape[1]), smoothed_prior_logit(hard_T)
+        weight_D, intercept = np.zeros(x_ND.shape[1]), smoothed_prior_logit(target_T)
     else:
-        weight_D, intercept = _fit(x_ND[~held_N], hard_T, settings.l2)
+        weight_D, intercept = _fit(x_ND[~held_N], target_T, settings.l2)
     model = ProbeModel(weight_D=weight_D, intercept=intercept)
     calibration, report = validation_report(model.logit(x_ND[held_N]), hard_N[held_N], words_N[held_N], seed)
     hard_rate = float(hard_N.mean()) if len(hard_N) else None
-    metrics = {"num_train": len(hard_T), "hard_rate": hard_rate, "constant": constant, **report}
+    metrics = {"num_train": len(target_T), "hard_rate": hard_rate, "constant": constant, **report}
     return replace(model, calibration=Calibration() if constant else calibration, metrics=metrics), metrics
 
 
-def _fit(x_TD: np.ndarray, hard_T: np.ndarray, l2: float) -> tuple[np.ndarray, float]:
+def _fit(x_TD: np.ndarray, target_T: np.ndarray, l2: float) -> tuple[np.ndarray, float]:
     """Minimises the objective above by L-BFGS from zero, on one thread: BLAS sums differ by their number."""
     import torch
 
-    easy_weight, hard_weight = class_weights(hard_T)
+    easy_weight, hard_weight = class_weights(target_T)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        x, hard = torch.from_numpy(x_TD), torch.from_numpy(hard_T)
-        weight_T = hard * hard_weight + (1 - hard) * easy_weight
+        x, target = torch.from_numpy(x_TD), torch.from_numpy(target_T)
+        # A row's two weighted halves, written as one weight and one target; exactly 0 and 1 for targets 0 and 1.
+        weight_T = target * hard_weight + (1 - target) * easy_weight
+        weighted_T = target * hard_weight / weight_T
         parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [parameters],
@@ -178,8 +188,8 @@ def _fit(x_TD: np.ndarray, hard_T: np.ndarray, l2: float) -> tuple[np.ndarray, f
         def objective() -> torch.Tensor:
             optimizer.zero_grad()
             logit = x @ parameters[:-1] + parameters[-1]
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(logit, hard, weight_T, reduction="sum")
-            loss = (losses + l2 / 2 * parameters[:-1].square().sum()) / len(hard)
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(logit, weighted_T, weight_T, reduction="sum")
+            loss = (losses + l2 / 2 * parameters[:-1].square().sum()) / len(target)
             loss.backward()
             return loss
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from engine.artifacts import Step, take_rows, write_table
 from engine.config import RunConfig
 from engine.errors import TooManyFailures
+from engine.paid.service import PaidRun
 from engine.runtime import Resources, Runtime, StageSpec
 from engine.schema import ID, PROMPT, ROW, VECTOR
 from engine.shards import PoolIndex
@@ -47,6 +48,7 @@ class Context:
     pool: Step
     runtime: Runtime
     budget: int  # rows to select
+    paid: PaidRun  # limits and ledger of calls that cost money
 
     @property
     def pool_rows(self) -> int:

@@ -26,7 +26,7 @@ from pydantic import Field
 from engine.algorithms.kmeans import kmeans, lloyd
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.artifacts import Step, take_rows, write_table
-from engine.config import Fraction
+from engine.config_base import Fraction
 from engine.labelling import Labelled, LoopConfig, label_rounds, pool_scores
 from engine.recipes.base import Context, Selection
 from engine.schema import HARD, ID, ROW, VECTOR
@@ -65,7 +65,7 @@ def select(context: Context) -> Selection:
         scores=scored,
         default_reason="score below the cut",
         reasons=judged_reasons(labelled),
-        facts={"clusters": diverse.require().extra["clusters"], "rounds": labelled.metrics},
+        facts={"clusters": diverse.require().extra["clusters"], "rounds": labelled.metrics, "judge": labelled.judge},
     )
 
 

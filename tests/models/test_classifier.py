@@ -166,7 +166,8 @@ def test_soft_labels(tiny, tmp_path):
     texts, hard_N, words_N = planted(200)
     metrics = train_finetune(texts, np.where(hard_N, 0.8, 0.1), words_N, quick(tiny), 0, tmp_path)
     assert metrics["val_auc"] > 0.9
-    assert scores(tmp_path, texts).max() < 0.97
+    hard = train_finetune(texts, hard_N, words_N, quick(tiny), 0, tmp_path / "hard")
+    assert metrics["train_loss"][-1] > hard["train_loss"][-1]  # a soft target cannot be met with certainty
 
 
 @pytest.mark.parametrize(("label", "expected"), [(True, 7 / 8), (False, 1 / 8)])

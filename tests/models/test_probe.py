@@ -10,8 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from engine.algorithms.split import validation_mask
+from engine.artifacts import Step, write_table
 from engine.errors import DataError
 from engine.models.probe import ProbeModel, ProbeSettings, train_probe
+from engine.store import Store
+from engine.trainer import MODEL_FILE, Trainer
 
 SETTINGS = ProbeSettings()
 
@@ -123,3 +126,97 @@ def test_a_label_added_later_keeps_the_split():
     _, late = train_probe(x_ND, hard_N, words_N, SETTINGS, seed=0)
     assert early["num_val"] == validation_mask(words_N, 0, 0.2)[:300].sum()
     assert late["num_val"] == validation_mask(words_N, 0, 0.2).sum()
+
+
+@pytest.mark.parametrize("l2", [1.0, 0.05])
+def test_soft_targets_equal_weighted_copies_of_each_row(l2):
+    x_ND, hard_N, words_N = planted(800)
+    noise_N = np.random.default_rng(3).random(800)
+    soft_N = np.where(hard_N, 0.5 + noise_N / 2, noise_N / 2)
+    settings = ProbeSettings(l2=l2, validation_fraction=0.0)
+    model, _ = train_probe(x_ND, soft_N, words_N, settings, seed=0)
+    hard_weight, easy_weight = 800 / (2 * soft_N.sum()), 800 / (2 * (1 - soft_N).sum())
+    reference = LogisticRegression(C=1 / l2, tol=1e-12, max_iter=20000)
+    reference.fit(
+        np.concatenate([x_ND, x_ND]).astype(np.float64),
+        np.repeat([1, 0], 800),
+        sample_weight=np.concatenate([soft_N * hard_weight, (1 - soft_N) * easy_weight]),
+    )
+    assert np.abs(reference.coef_[0] - model.weight_D).max() < 1e-4
+    assert reference.intercept_[0] == pytest.approx(model.intercept, abs=1e-4)
+
+
+def test_targets_of_zero_and_one_are_hard_labels_bit_for_bit():
+    x_ND, hard_N, words_N = planted(500)
+    expected, metrics = train_probe(x_ND, hard_N, words_N, SETTINGS, seed=0)
+    for target_N in (hard_N.astype(np.float32), hard_N.astype(np.float64)):
+        model, again = train_probe(x_ND, target_N, words_N, SETTINGS, seed=0)
+        assert model.to_bytes() == expected.to_bytes()
+        assert again == metrics
+
+
+def test_soft_targets_are_measured_as_classes():
+    x_ND, hard_N, words_N = planted(1000)
+    soft_N = np.where(hard_N, 0.9, 0.2)
+    model, metrics = train_probe(x_ND, soft_N, words_N, SETTINGS, seed=0)
+    _, of_hard = train_probe(x_ND, hard_N, words_N, SETTINGS, seed=0)
+    assert metrics["hard_rate"] == hard_N.mean() == of_hard["hard_rate"]
+    assert metrics["val_auc"] == pytest.approx(of_hard["val_auc"], abs=0.01)
+    assert metrics["val_ece"] == pytest.approx(of_hard["val_ece"], abs=0.05)  # calibrated to the classes
+    assert model.probability(x_ND).mean() == pytest.approx(hard_N.mean(), abs=0.05)
+
+
+def test_soft_targets_that_are_true_probabilities_teach_more_than_their_draws():
+    rng = np.random.default_rng(0)
+    x_ND = rng.normal(size=(150, 32)) / np.sqrt(32)
+    rule_D = 6 * rng.normal(size=32)
+    p_N = 1 / (1 + np.exp(-(x_ND @ rule_D)))
+    words_N = rng.integers(0, 2**64, 150, dtype=np.uint64)
+    settings = ProbeSettings(l2=0.1, validation_fraction=0.0)
+    test_ND = rng.normal(size=(4000, 32)) / np.sqrt(32)
+    side_N = test_ND @ rule_D > 0
+    found = [
+        roc_auc_score(side_N, train_probe(x_ND, target_N, words_N, settings, seed=0)[0].logit(test_ND))
+        for target_N in (p_N, rng.random(150) < p_N)
+    ]
+    assert found[0] > found[1] + 0.02
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.1, np.nan])
+def test_a_target_is_a_probability(bad):
+    x_ND, hard_N, words_N = planted(10)
+    target_N = hard_N.astype(np.float64)
+    target_N[3] = bad
+    with pytest.raises(ValueError, match="not a probability"):
+        train_probe(x_ND, target_N, words_N, SETTINGS, seed=0)
+
+
+def label_step(store: Store, name: str, rows: slice, soft: list[float | None] | None) -> Step:
+    """A committed step of labels, as a round leaves it; rows of `planted(300)`."""
+    x_ND, hard_N, words_N = (array[rows] for array in planted(300))
+    columns = {
+        "row": pa.array(range(rows.start, rows.stop), pa.int64()),
+        "id": [f"{word:016x}{'0' * 16}" for word in words_N],
+        "vector": vector_table(x_ND)["vector"],
+        "prompt": [""] * len(x_ND),
+        "hard": pa.array(hard_N),
+    }
+    if soft is not None:
+        columns["soft"] = pa.array(soft, pa.float32())
+    step = Step(store, f"rounds/{name}/labels", {})
+    write_table(step, pa.table(columns), 64)
+    return step
+
+
+def test_the_trainer_learns_from_soft_labels_where_there_are_any(tmp_path):
+    store = Store(str(tmp_path))
+    x_ND, hard_N, words_N = planted(300)
+    soft = [None if i % 3 == 0 else 0.75 if hard_N[i] else 0.125 for i in range(150, 300)]
+    steps = [label_step(store, "000", slice(0, 150), None), label_step(store, "001", slice(150, 300), soft)]
+    target_N = hard_N.astype(np.float64)
+    target_N[150:] = [target_N[150 + i] if value is None else value for i, value in enumerate(soft)]
+    for number, count in ((0, 150), (1, 300)):  # a round of an older version first, without the column
+        target = Step(store, f"rounds/{number:03d}/classifier", {})
+        Trainer({"kind": "probe", "l2": 1.0}, 0, 0.2).learn(steps[: number + 1], target, None)
+        expected, _ = train_probe(x_ND[:count], target_N[:count], words_N[:count], SETTINGS, seed=0)
+        assert store.read_bytes(f"{target.folder}/{MODEL_FILE}") == expected.to_bytes()

@@ -1,0 +1,295 @@
+"""What a run's paid calls share: its name in the ledger, one limiter, the live figures, and the backends themselves.
+
+Nothing is started until a step has calls to make. It knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from engine.artifacts import Source, Step, StepRecord
+from engine.config import PaidConfig, RunConfig
+from engine.config_base import Strict
+from engine.config_endpoint import EXECUTION, EndpointConfig, OpenAIGeneratorConfig, OpenAIJudgeConfig
+from engine.errors import ConfigError
+from engine.judging.prompts import load_prompt
+from engine.paid.batch_files import waiting_for_batch, write_batch
+from engine.paid.client import Endpoint
+from engine.paid.ledger import LedgerIndex
+from engine.paid.limits import Limiter, Limits
+from engine.paid.prices import price_of
+from engine.paid.stages import (
+    Calls,
+    OpenAIGenerator,
+    OpenAIJudge,
+    PaidWorker,
+    judge_asks,
+    judge_settings,
+    round_of,
+    sampling,
+)
+from engine.runtime import Group, Resources, Runtime, StageSpec, map_on_group, pending_parts, run_pass
+from engine.store import Store
+
+RUN_ID_FILE, RETRIES_FILE = "run_id", "retries.json"
+LIVE_INTERVAL_S = 1.0
+
+
+class PaidRun:
+    """The paid side of one run.
+
+    Args:
+        store: the run folder.
+        runtime: hosts the limiter and the members.
+        config: `paid` of the run's config.
+    """
+
+    def __init__(self, store: Store, runtime: Runtime, config: PaidConfig) -> None:
+        self.store, self.runtime, self.config = store, runtime, config
+        self.ledger = ledger_store(store, config.ledger)
+        self.used = False
+        self._limiter: Group | None = None
+        self._run = ""
+
+    @property
+    def run(self) -> str:
+        """16 hex digits, made once per run folder."""
+        if not self._run:
+            self.store.create(RUN_ID_FILE, uuid.uuid4().hex[:16].encode())
+            self._run = self.store.read_bytes(RUN_ID_FILE).decode()
+        return self._run
+
+    @property
+    def limiter(self) -> Group:
+        if self._limiter is None:
+            limits = {"max_usd": self.config.max_usd, "max_usd_per_round": self.config.max_usd_per_round}
+            member = {"ledger": self.ledger, "run": self.run, **limits}
+            self._limiter = self.runtime.group(Limiter, [member], Resources(resident=True))
+        return self._limiter
+
+    def retries(self, name: str) -> int:
+        """How often the failed rows of a step were asked to be retried."""
+        return read_retries(self.store).get(name, 0)
+
+    @contextmanager
+    def watched(self, step: str) -> Iterator[None]:
+        """Tells the observer about calls and money, once a second and at the end."""
+        self.used = True
+        limiter, stop = self.limiter, threading.Event()
+
+        def tell() -> None:
+            facts = limiter.call("totals")[0]
+            self.runtime.observer.spent(step, {**facts, "max_usd": self.config.max_usd})
+
+        def watch() -> None:
+            while not stop.wait(LIVE_INTERVAL_S):
+                tell()
+
+        thread = threading.Thread(target=watch, name="spending", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            tell()
+
+    def facts(self) -> dict[str, Any]:
+        """Calls, tokens and USD of the whole run, from the ledger; empty when it never called."""
+        if not self.store.exists(RUN_ID_FILE):
+            return {}
+        index = LedgerIndex(self.ledger)
+        index.refresh()
+        totals = index.totals(self.run)
+        names = ("calls", "spoiled", "in_doubt", "repeated", "tokens_in", "tokens_out")
+        return {**{name: getattr(totals, name) for name in names}, "usd": round(totals.cost_usd, 6)}
+
+    def close(self) -> None:
+        if self._limiter is not None:
+            self._limiter.close()
+            self._limiter = None
+
+
+def paid_backends(config: RunConfig) -> list[EndpointConfig]:
+    """The backends of a config that call an endpoint."""
+    found = [getattr(config.recipe, name, None) for name in ("generator", "judge")]
+    return [backend for backend in found if isinstance(backend, EndpointConfig)]
+
+
+def ledger_store(store: Store, where: str | None) -> Store:
+    """The run's own ledger folder, or one shared between runs."""
+    return store.sub("ledger") if where is None else Store(where)
+
+
+def read_retries(store: Store) -> dict[str, int]:
+    """Step name -> how often its failed rows were asked to be retried."""
+    return json.loads(store.read_bytes(RETRIES_FILE)) if store.exists(RETRIES_FILE) else {}
+
+
+def retry_failed(store: Store) -> list[str]:
+    """Marks every complete step of answers or verdicts that has error rows, so that the next run makes it again.
+
+    Rows that were answered come out of the ledger; only the failed ones are asked.
+
+    Returns:
+        Names of the steps.
+    """
+    retries, marked = read_retries(store), []
+    for number in store.list("rounds"):
+        newest: dict[str, StepRecord] = {}
+        for folder in store.list(f"rounds/{number}"):
+            if not folder.startswith(("answers-", "verdicts-")):
+                continue
+            if store.exists(f"rounds/{number}/{folder}/step.json"):
+                record = StepRecord.from_json(store.read_bytes(f"rounds/{number}/{folder}/step.json"))
+                if record.settings.get("retry", 0) == retries.get(record.name, 0):
+                    newest[record.name] = record
+        marked += [name for name, record in newest.items() if record.failed]
+    if marked:
+        store.write_bytes(RETRIES_FILE, json.dumps({**retries, **{n: retries.get(n, 0) + 1 for n in marked}}).encode())
+    return marked
+
+
+def check_money(paid: PaidConfig, config: EndpointConfig) -> None:
+    """A cap that cannot be kept is refused.
+
+    Raises:
+        ConfigError: E260, there is a cap and nobody knows the price.
+    """
+    capped = paid.max_usd is not None or paid.max_usd_per_round is not None
+    if capped and price_of(config) is None:
+        raise ConfigError(
+            f"max_usd is set, but the price of {config.model!r} at {config.base_url} is not known",
+            fix="give price: {input: ..., output: ...} in USD per million tokens (0 for a server of your own)",
+            code="E260",
+        )
+
+
+def endpoint_of(config: EndpointConfig) -> Endpoint:
+    """Where and how the calls of a backend are made."""
+    limits = Limits(
+        concurrency=config.concurrency,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+    )
+    return Endpoint(
+        base_url=config.base_url,
+        api_key_env=config.api_key_env,
+        price=price_of(config),
+        limits=limits,
+        call_timeout_s=config.call_timeout_s,
+        max_attempts=config.max_attempts,
+        give_up_after_s=config.give_up_after_s,
+    )
+
+
+def identity_of(config: Strict) -> dict[str, Any]:
+    """What determines the replies: every setting but those of how calls are made."""
+    return {name: value for name, value in config.model_dump().items() if name not in EXECUTION}
+
+
+class PaidBackend:
+    """A generator or judge behind an endpoint: one group of processes that stays up over the rounds.
+
+    Args:
+        paid: the run's shared part.
+        name: "answer" or "judge".
+        factory: the stage's class.
+        config: of the backend.
+        asks: request fields common to all its calls.
+        settings: further arguments of the stage.
+        identity: what determines its bytes.
+    """
+
+    def __init__(
+        self,
+        paid: PaidRun,
+        name: str,
+        factory: Any,
+        config: EndpointConfig,
+        asks: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.paid, self.name, self.factory, self.config = paid, name, factory, config
+        self.asks, self.settings, self.identity = asks, settings, identity
+        self.group: Group | None = None
+        self.retry = -1
+
+    def run(self, source: Source, target: Step) -> StepRecord:
+        observer = self.paid.runtime.observer
+        if target.record() is not None:
+            return run_pass(observer, source, target, lambda todo: iter(()))
+        retry = int(target.settings.get("retry", 0))
+        if self.config.mode == "batch":
+            self._require_answers(source, target, retry)
+        group = self._group(retry)
+        with self.paid.watched(target.name):
+            return map_on_group(observer, group, source, target)
+
+    def _group(self, retry: int) -> Group:
+        if self.group is not None and retry != self.retry:
+            self.close()
+        if self.group is None:
+            stage = self._stage(retry)
+            shards = [{"stage": stage, "number": number} for number in range(self.config.processes)]
+            resources = Resources(resident=True, concurrency=self.config.parts)
+            self.group, self.retry = self.paid.runtime.group(PaidWorker, shards, resources), retry
+        return self.group
+
+    def _require_answers(self, source: Source, target: Step, retry: int) -> None:
+        """Stops the run, with request files written, while calls of the step are not in the ledger."""
+        stage = self.factory(self._calls(None), "batch", retry, **self.settings)
+        try:
+            parts = [source.read(index) for index in pending_parts(source, target)]
+            missing = [call for table in parts for call in stage.missing(table, round_of(target))]
+        finally:
+            stage.close()
+        if missing:
+            price, discount = price_of(self.config), self.config.batch_discount
+            files = write_batch(self.paid.store, target.name, missing, price, discount, self.paid.run)
+            raise waiting_for_batch(self.paid.store, files, len(missing))
+
+    def _calls(self, limiter: Group | None) -> Calls:
+        endpoint, run = endpoint_of(self.config), self.paid.run
+        return Calls(endpoint=endpoint, ledger=self.paid.ledger, run=run, limiter=limiter, asks=self.asks)
+
+    def _stage(self, retry: int) -> StageSpec:
+        columns_out: list[pa.Field] = list(self.factory.columns_out)
+        return StageSpec(
+            name=self.name,
+            factory=self.factory,
+            kwargs={"calls": self._calls(self.paid.limiter), "retry": retry, **self.settings},
+            columns_in=self.factory.columns_in,
+            columns_out=columns_out,
+        )
+
+    def close(self) -> None:
+        if self.group is not None:
+            self.group.call("close")
+            self.group.close()
+            self.group = None
+
+
+def paid_generator(paid: PaidRun, config: OpenAIGeneratorConfig) -> PaidBackend:
+    """A generator behind an OpenAI-compatible endpoint."""
+    check_money(paid.config, config)
+    asks = {**sampling(config), "max_tokens": config.max_tokens}
+    settings = {"system": config.system}
+    return PaidBackend(paid, "answer", OpenAIGenerator, config, asks, settings, identity_of(config))
+
+
+def paid_judge(paid: PaidRun, config: OpenAIJudgeConfig, seed: int) -> PaidBackend:
+    """A judge behind an OpenAI-compatible endpoint. `seed` draws its canaries."""
+    check_money(paid.config, config)
+    prompt = load_prompt(config.prompt, "pairwise")
+    identity = {**identity_of(config), "prompt": f"{prompt.name}/v{prompt.version}", "prompt_sha": prompt.sha}
+    asks, settings = judge_asks(config, prompt), judge_settings(config, prompt, seed)
+    return PaidBackend(paid, "judge", OpenAIJudge, config, asks, settings, identity)
