@@ -139,7 +139,7 @@ class LiveTable:
         now = self._clock()
         with self._lock:
             self._spent = spending(facts)
-            if now - self._last_spent >= LINE_INTERVAL_S:
+            if facts["calls"] and now - self._last_spent >= LINE_INTERVAL_S:
                 self._last_spent = now
                 self._say(f"{step}: {self._spent}")
 

@@ -12,12 +12,14 @@ import pytest
 
 from engine.artifacts import Step, write_table
 from engine.backends import Neighbor, Resident, pinned
+from engine.config import PaidConfig
 from engine.data.inputs import resolve_inputs
 from engine.errors import DataError
 from engine.job import ingest
 from engine.local import LocalRuntime
 from engine.models.generators import TransformersGenerator
 from engine.models.recorded import RecordedAnswers
+from engine.paid.service import PaidRun
 from engine.recipes.base import Context
 from engine.runtime import Resources, StageSpec
 from engine.schema import ANSWER_COLUMNS
@@ -197,7 +199,14 @@ def step_of(store: Store, name: str, columns: dict[str, list[Any]]) -> Step:
 def test_only_a_backend_without_gpus_stays_loaded(small_pool: Path, tmp_path: Path, recorder: Any, gpus: float) -> None:
     store = Store(tmp_path / "run")
     source = step_of(store, "source", {"row": [0, 1], "id": ["a", "b"], "record": ['{"x": "one"}', "{}"]})
-    context = Context(config_for(small_pool, tmp_path / "run"), store, source, LocalRuntime(recorder), 1)
+    context = Context(
+        config_for(small_pool, tmp_path / "run"),
+        store,
+        source,
+        LocalRuntime(recorder),
+        1,
+        PaidRun(store, LocalRuntime(recorder), PaidConfig()),
+    )
     columns = {"columns_in": RecordedAnswers.columns_in, "columns_out": ANSWER_COLUMNS}
     resources = Resources(gpus=gpus, resident=True)
     stage = StageSpec(name="answer", factory=RecordedAnswers, kwargs={"column": "x"}, resources=resources, **columns)
@@ -218,7 +227,7 @@ def test_a_row_without_neighbours_has_no_answer(small_pool: Path, tmp_path: Path
     config = config_for(pool, tmp_path / "run", f"encoder.model={small_pool.parent / 'encoder'}", "budget=1")
     store, runtime = Store(config.out), LocalRuntime(recorder)
     frozen = ingest(config, store, runtime, resolve_inputs(config.data.path))
-    context = Context(config, store, frozen, runtime, 1)
+    context = Context(config, store, frozen, runtime, 1, PaidRun(store, runtime, PaidConfig()))
     target = Step(store, "answers", {}, [])
     record = Neighbor(context, context.index(context.vectors())).run(frozen, target)
     assert target.read_all().to_pylist() == [{"row": 0, "answer": None, "error": "no other row in the pool"}]

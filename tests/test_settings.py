@@ -13,12 +13,12 @@ from engine.config import (
     FinetuneConfig,
     NeighborConfig,
     NoGeneratorConfig,
-    OpenFraction,
     RecorderConfig,
     RunConfig,
     budget_rows,
     check_backends,
 )
+from engine.config_base import OpenFraction
 from engine.config_loader import validate
 from engine.config_template import commented_yaml, dump_yaml, json_schema
 from engine.errors import ConfigError

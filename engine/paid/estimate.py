@@ -146,7 +146,7 @@ def plan_judge(config: OpenAIJudgeConfig, table: pa.Table, ledger: Store, seed: 
     settings = {**judge_settings(config, prompt, seed), "suspects": "judge"}
     answers = pa.chunked_array([table[ANSWER].combine_chunks().fill_null("")])
     pairs = zip(answers.to_pylist(), table[RESPONSE].to_pylist(), strict=True)
-    filled = [known or reference for known, reference in pairs]
+    filled = [known or f"{reference} " for known, reference in pairs]
     rows = table.set_column(table.column_names.index(ANSWER), ANSWER, pa.array(filled, pa.large_string()))
     stage = OpenAIJudge(_calls(config, ledger, judge_asks(config, prompt)), "plan", 0, **settings)
     try:

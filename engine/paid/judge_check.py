@@ -5,7 +5,6 @@ What the numbers mean is engine.judging.check's business; this file only asks.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from engine.config_endpoint import OpenAIJudgeConfig
 from engine.judging.check import Totals, check_report
 from engine.judging.gold import Pair
-from engine.judging.pairwise import FIRST, SECOND, OrderVerdict, Pairwise, Unreadable
+from engine.judging.pairwise import FIRST, SECOND, OrderVerdict, Pairwise, Unreadable, together
 from engine.judging.prompts import load_prompt
 from engine.paid.client import CallFailed, PaidClient
 from engine.paid.ledger import LedgerIndex
@@ -81,17 +80,10 @@ async def _check(
                 return str(error)
 
         asked = [(number, order, 0) for number in range(len(pairs)) for order in (FIRST, SECOND)]
-        asked += [
-            (number, FIRST, again) for number in range(min(len(pairs), REPEATED_PAIRS)) for again in range(1, repeats)
-        ]
-        found = await asyncio.gather(
-            *(one(pairs[n], order, again) for n, order, again in asked), return_exceptions=True
-        )
+        asked += [(n, FIRST, again) for n in range(min(len(pairs), REPEATED_PAIRS)) for again in range(1, repeats)]
+        found = await together(*(one(pairs[number], order, again) for number, order, again in asked))
     finally:
         await client.close()
-    for result in found:
-        if isinstance(result, BaseException):
-            raise result
     after = _spent(ledger)
     report = _report(pairs, dict(zip(asked, found, strict=True)))
     return {**report, "now": {name: round(after[name] - before[name], 9) for name in after}}

@@ -75,6 +75,7 @@ class Limiter:
         self._retired: set[tuple[str, str]] = set()
         self._places: dict[str, Place] = {}
         self._spent, self._reported = NOTHING, NOTHING  # of the whole run, with the ledger's; to this limiter
+        self._shown = NOTHING  # as spent, but never counts a report twice: for the terminal, not for the cap
         self._by_round: dict[int, int] = {}  # nano-dollars spent in the rounds that members are in
         self._recent: deque[tuple[float, str, int, Outcomes]] = deque()  # perhaps not yet in the ledger
         self._in_doubt, self._exact = 0, True
@@ -122,12 +123,12 @@ class Limiter:
             self._expire(now)
             if not self._exact and self._quiet(now):
                 self._read_ledger()
-            spent, reported = self._spent, self._reported
+            shown, reported = self._shown, self._reported
             return {
-                "calls": spent.ok,
-                "tokens_in": spent.tokens_in,
-                "tokens_out": spent.tokens_out,
-                "cost_usd": spent.nano_usd / NANO,
+                "calls": shown.ok,
+                "tokens_in": shown.tokens_in,
+                "tokens_out": shown.tokens_out,
+                "cost_usd": shown.nano_usd / NANO,
                 "reserved_usd": sum(m.nano_usd for m in self._members.values()) / NANO,
                 "limited": reported.limited,
                 "failed": reported.failed,
@@ -178,6 +179,7 @@ class Limiter:
             member.outcomes, member.requests, member.tokens = ask.outcomes, ask.requests, ask.tokens
         change = ask.outcomes.since(member.outcomes)
         self._spent, self._reported = self._spent.plus(change), self._reported.plus(change)
+        self._shown = self._shown.plus(change)
         self._by_round[member.round] += change.nano_usd
         self._forget_recent(now)
         if change.ok or change.nano_usd:
@@ -383,6 +385,8 @@ class Limiter:
         spent = Outcomes(ok=totals.calls, nano_usd=to_nano(totals.cost_usd), **tokens)
         for _, _, _, change in self._recent:
             spent = spent.plus(change)
+        if self._exact or self._shown == NOTHING:
+            self._shown = spent
         self._spent, self._in_doubt = spent, totals.in_doubt
         for number in self._by_round:
             cost = to_nano(self._index.totals(self._run, round=number, live=live).cost_usd)
