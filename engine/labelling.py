@@ -236,7 +236,7 @@ def judge_batch(
     """Answers and verdicts of a batch.
 
     Returns:
-        (its labels: row, id, hard, soft, vector, prompt of every labelled row; its rows joined with the verdicts).
+        (its labels: row, id, hard, soft, vector, prompt of every labelled row; its verdicts joined with its rows).
     """
     source: Source = batch
     inputs = [batch.fingerprint]
@@ -253,7 +253,7 @@ def judge_batch(
     if labels.record() is None:
         table, facts = label_table(batch, verdicts, config.tie, config.inconsistent, config.soft_labels)
         write_table(labels, table, config.part_rows, facts)
-    return labels, Joined(source, verdicts)
+    return labels, Joined(verdicts, source)  # of columns that both have, the verdicts' own
 
 
 def backend_step(context: Context, name: str, backend: Backend, inputs: list[str]) -> Step:

@@ -98,7 +98,7 @@ class GroupCommit:
             self.records, self.waiting = [], []
             try:
                 await loop.run_in_executor(self.thread, self.writer.write, records)
-            except (OSError, EnvironmentProblem) as error:
+            except Exception as error:  # raised again in every call that waits for the group
                 for future in waiting:
                     if not future.done():
                         future.set_exception(error)
@@ -223,15 +223,13 @@ class PaidClient:
             if isinstance(result, Dialect):
                 self.dialect, attempts = result, attempts - 1
                 continue
-            last = result.what in ("row", "run") or attempts >= self.endpoint.max_attempts
-            if result.maybe_paid or last:
-                spent = flight.most_usd if result.maybe_paid else 0.0
-                await self._write(self._record(Kind.SPOILED, flight, spent, {"why": result.code}))
-                flight.in_doubt = False
+            spent = flight.most_usd if result.maybe_paid else 0.0  # closed: it waits for long and is not in flight
+            await self._write(self._record(Kind.SPOILED, flight, spent, {"why": result.code}))
+            flight.in_doubt = False
             if result.what == "run":
                 self.fatal = run_error(result, self.endpoint.base_url, self.endpoint.api_key_env)
                 raise self.fatal
-            if last:
+            if result.what == "row" or attempts >= self.endpoint.max_attempts:
                 raise CallFailed(result, attempts)
             if result.what == "again":
                 self.breaker.failed(result, self.endpoint.base_url)
