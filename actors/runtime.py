@@ -59,6 +59,12 @@ class Host:
     def drop(self, key: str) -> None:
         self.members.pop(key, None)
 
+    def close(self, key: str) -> None:
+        """Closes a member that can be closed; one that a new incarnation of the host never made needs none."""
+        close = getattr(self.members.get(key), "close", None)
+        if close is not None:
+            close()
+
 
 class RayGroup:
     """Members inside hosts, one after another round the hosts. Calls are repeated when a host dies.
@@ -117,8 +123,12 @@ class RayGroup:
 
     def close(self) -> None:
         if self.owned:
-            for host in self.hosts:
-                ray.kill(host)
+            numbered = [(number, self.hosts[number % len(self.hosts)]) for number in range(self.size)]
+            try:
+                _get([host.close.remote(f"{self.name}/{number}") for number, host in numbered])
+            finally:
+                for host in self.hosts:
+                    ray.kill(host)
         else:
             for number in range(self.size):
                 self.hosts[number % len(self.hosts)].drop.remote(f"{self.name}/{number}")
@@ -174,7 +184,7 @@ class RayRuntime:
         stage = shards[0].get("stage")
         what = stage.name if isinstance(stage, StageSpec) else getattr(member, "__name__", "member")
         name = f"{what}-{self._groups}"
-        if resources.resident and not resources.gpus and resources.concurrency == 1:
+        if resources.resident and not resources.gpus and not resources.apart:
             if not self._hosts:
                 self._hosts = self._start_hosts(self.plan.workers, Resources(resident=True))
             return RayGroup(name, member, shards, self._hosts, owned=False)
@@ -190,7 +200,7 @@ class RayRuntime:
             num_gpus=resources.gpus or None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
-            max_concurrency=resources.concurrency + (resources.concurrency > 1),  # one more to be closed by
+            max_concurrency=resources.concurrency + resources.apart,  # one more, to be closed by
             scheduling_strategy="SPREAD",
         )
         hosts: list[Any] = [remote.remote() for _ in range(num)]

@@ -140,14 +140,17 @@ def confirm_cost(config: Any) -> None:
     from engine.paid.estimate import estimate
 
     usd = estimate(config)["usd"]
-    if usd is None or usd["likely"] <= config.paid.confirm_above_usd:
+    if usd is not None and usd["likely"] <= config.paid.confirm_above_usd:
         return
-    question = f"The calls of this run are likely to cost ${usd['likely']:.2f} (at most ${usd['high']:.2f})"
+    question = "What the calls of this run cost is not known (give price: {input: ..., output: ...})"
+    if usd is not None:
+        question = f"The calls of this run are likely to cost ${usd['likely']:.2f} (at most ${usd['high']:.2f})"
     if not sys.stdin.isatty():
         raise ConfigError(
             question, fix="give --yes, or a cap: --max-usd; `iterselect plan` shows the figures", code="E263"
         )
-    typer.confirm(f"{question}. Go on?", abort=True)
+    if not typer.confirm(f"{question}. Go on?"):
+        raise ConfigError("not started", code="E264")
 
 
 @app.command()

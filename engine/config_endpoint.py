@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from engine.config_base import Fraction, Strict
 
@@ -25,6 +26,33 @@ EXECUTION = frozenset(
 )  # fmt: skip
 
 
+METADATA_HOSTS = ("metadata.google.internal", "metadata")
+
+
+def numeric_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host name spells in numbers, in any notation that a resolver takes; None for a name."""
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))  # 2852039166 and 0xa9fea9fe are 169.254.169.254 too
+        except OSError:
+            return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
+def is_metadata(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether cloud providers serve credentials there."""
+    return address.is_link_local or str(address) == "fd00:ec2::254"
+
+
+def is_near(host: str) -> bool:
+    """Whether a host is this machine or in a private network: an address that says so, or a name without a dot."""
+    address = numeric_address(host)
+    return address.is_private or address.is_loopback if address is not None else "." not in host
+
+
 class Price(Strict):
     """USD per million tokens."""
 
@@ -36,7 +64,8 @@ class EndpointConfig(Strict):
     model: str = Field(min_length=1, description="Model name as the endpoint knows it")
     base_url: str = Field(default=OPENAI_URL, description="Any OpenAI-compatible endpoint, such as vLLM or a gateway")
     api_key_env: str | None = Field(
-        default="OPENAI_API_KEY", description="Name of the environment variable with the key; null: no key needed"
+        default="OPENAI_API_KEY",
+        description="Name of the environment variable with the key; null: no key. Default at other base_urls: null",
     )
     temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="Sampling temperature")
     sampling_seed: int | None = Field(default=0, description="`seed` of the request; null: not sent")
@@ -65,26 +94,42 @@ class EndpointConfig(Strict):
             raise ValueError(f"base_url must be an http or https address, got {value!r}")
         if parts.username or parts.password or parts.query:
             raise ValueError("base_url must not carry a user, a password or a query: keys come from api_key_env")
-        try:
-            address = ipaddress.ip_address(parts.hostname)
-        except ValueError:
-            address = None
-        if address is not None and address.is_link_local:
-            raise ValueError(f"base_url points at the link-local address {parts.hostname}: cloud metadata lives there")
+        address = numeric_address(parts.hostname)
+        if parts.hostname in METADATA_HOSTS or (address is not None and is_metadata(address)):
+            raise ValueError(f"base_url points at {parts.hostname}, where cloud metadata lives")
         return value.rstrip("/")
 
     @field_validator("api_key_env")
     @classmethod
     def _name_not_key(cls, value: str | None) -> str | None:
         """A key pasted here would be written to config.yaml; what cannot be a variable's name is refused unseen."""
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
-            raise ValueError("api_key_env is the NAME of an environment variable, not the key itself")
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", value):
+            raise ValueError("api_key_env is the NAME of an environment variable (A-Z, 0-9, _), not the key itself")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _key_for_openai_only(cls, values: Any) -> Any:
+        """$OPENAI_API_KEY goes to OpenAI; any other endpoint gets a key only when its variable is named."""
+        url = values.get("base_url") if isinstance(values, dict) else None
+        if url and "api_key_env" not in values and str(url).rstrip("/") != OPENAI_URL:
+            return {**values, "api_key_env": None}
+        return values
+
+    @model_validator(mode="after")
+    def _key_over_tls(self) -> EndpointConfig:
+        parts = urlsplit(self.base_url)
+        if self.api_key_env is not None and parts.scheme == "http" and not is_near(parts.hostname or ""):
+            raise ValueError("a key would travel unencrypted: use https, or api_key_env: null")
+        return self
 
     @field_validator("extra_body")
     @classmethod
     def _body_without_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
-        ours = {"model", "messages", "temperature", "seed", "stream", "n", "response_format", "logprobs", "max_tokens"}
+        ours = {
+            "model", "messages", "temperature", "seed", "stream", "stream_options", "n", "response_format", "logprobs",
+            "top_logprobs", "max_tokens", "max_completion_tokens", "tools", "tool_choice",
+        }  # fmt: skip
         if found := sorted(ours & value.keys()):
             raise ValueError(f"extra_body must not set {', '.join(found)}: the engine does")
         return value

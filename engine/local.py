@@ -45,6 +45,10 @@ class LocalGroup:
             threads.shutdown(wait=not interrupted, cancel_futures=True)
 
     def close(self) -> None:
+        for member in self.members:
+            close = getattr(member, "close", None)
+            if close is not None:
+                close()
         self.members = []
 
 

@@ -29,12 +29,14 @@ class Resources:
         gpus: devices, or a share of one.
         resident: lives through several phases and waits in most of them, so it reserves next to nothing and never
             starves a pass over the pool.
-        concurrency: items a member works on at a time, in threads; above 1 it has a process of its own.
+        apart: has a process of its own, since others call it, or it works on several items at a time.
+        concurrency: items a member works on at a time, in threads; more than one needs `apart`.
     """
 
     cpus: int = 1
     gpus: float = 0.0
     resident: bool = False
+    apart: bool = False
     concurrency: int = 1
 
 
@@ -76,7 +78,9 @@ class Group(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the members that have a `close`, and lets them go."""
+        ...
 
 
 class Runtime(Protocol):

@@ -64,10 +64,13 @@ def load_judge(settings: list[str]) -> OpenAIJudgeConfig:
     if len(files) > 1:
         raise ConfigError(f"several config files: {', '.join(files)}", fix="give one, and key=value for the rest")
     if files:
-        judge = expanded(load_yaml(files[0])).value.get("recipe", {}).get("judge")
+        found = expanded(load_yaml(files[0]))
+        judge = (found.value.get("recipe") or {}).get("judge")
         if not isinstance(judge, dict) or judge.get("kind") != "openai":
-            raise ConfigError("the config has no recipe.judge of kind openai", where=files[0])
-        document.value.update(judge)
+            fix = "give its settings here: model=... base_url=..."
+            raise ConfigError("the config has no recipe.judge of kind openai", where=files[0], fix=fix)
+        marks = {loc[2:]: mark for loc, mark in found.marks.items() if loc[:2] == ("recipe", "judge")}
+        document = Document(judge, files[0], marks)
     document = apply_overrides(document, [word for word in settings if word not in files])
     return OpenAIJudgeConfig.model_validate(dict(validate(OpenAIJudgeConfig, document)))
 

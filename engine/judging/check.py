@@ -37,23 +37,25 @@ from engine.judging.gold import Pair
 from engine.judging.report import (
     FEWEST_DECISIVE,
     MOST_FAILURES,
+    by_count,
     flip_warning,
     of_how_many,
     position_warning,
+    reason,
     with_interval,
 )
-from engine.screen import percent, table_of
+from engine.screen import line, percent, table_of
 
 FEWEST_PAIRS = 300  # below, the interval of kappa is wider than the differences between judges
 
 
 class Totals(TypedDict):
-    """What the check cost: tokens, US dollars, and the calls that they paid for."""
+    """What the check cost: tokens, US dollars (None: nobody knows the price), and the calls that they paid for."""
 
     calls: int
     tokens_in: int
     tokens_out: int
-    usd: float
+    usd: float | None
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,12 @@ def check_report(
         totals: of all calls of the check.
 
     Returns:
-        `pairs`, `judged`, `failed`, `gold` (pairs by known verdict, `longer`: how often the longer answer is the better
-        one); `judge` and `baselines` (`longest`, `random`), each with `accuracy`, `kappa`, `decisive_accuracy`,
-        `decisive_kappa`, `longer`, `flips`, `shown_first` (random: expected values, plain numbers) and `confusion`
-        (rows: known verdict, columns: said, in the order of `labels`); for the judge also `inconsistent` and
-        `consistency`; `cost`: `totals`, `usd_per_1000_calls`, `usd_per_1000_pairs`; `warnings`, sentences.
+        `pairs`, `judged`, `failed`, `failures` (by reason), `failure` (the first in full, or None), `gold` (pairs by
+        known verdict, `longer`: how often the longer answer is the better one); `judge` and `baselines` (`longest`,
+        `random`), each with `accuracy`, `kappa`, `decisive_accuracy`, `decisive_kappa`, `longer`, `flips`,
+        `shown_first` (random: expected values, plain numbers) and `confusion` (rows: known verdict, columns: said, in
+        the order of `labels`); for the judge also `inconsistent` and `consistency`; `cost`: `totals`,
+        `usd_per_1000_calls`, `usd_per_1000_pairs`; `warnings`, sentences.
 
     Raises:
         ValueError: the lengths differ.
@@ -106,6 +109,8 @@ def check_report(
         "pairs": len(pairs),
         "judged": len(judged),
         "failed": len(pairs) - len(judged),
+        "failures": by_count(reason(error) for error in errors if error is not None),
+        "failure": next((error for error in errors if error is not None), None),
         "labels": list(LABELS),
         "gold": {
             **{label: sum(pair.gold == label for pair in pairs) for label in LABELS},
@@ -157,7 +162,7 @@ def _longer(pairs: Sequence[Pair], said: Sequence[str]) -> Proportion:
 
 def _cost(totals: Totals, labels: int, pairs: int) -> dict[str, Any]:
     """Per 1,000 calls, and per 1,000 pairs of a run, which asks every order once and repeats nothing."""
-    per_call = totals["usd"] / totals["calls"] if totals["calls"] else None
+    per_call = totals["usd"] / totals["calls"] if totals["calls"] and totals["usd"] is not None else None
     return {
         "totals": dict(totals),
         "usd_per_1000_calls": None if per_call is None else 1000 * per_call,
@@ -210,9 +215,14 @@ def render(report: Mapping[str, Any]) -> RenderableType:
         f"decisive on both sides: {judge['decisive_accuracy']['of']:,} pairs",
         f"inconsistent: {of_how_many(judge['inconsistent'])}",
         f"same answer when asked again: {percent(same['pairwise'])} of {same['pairs']:,} repeated pairs",
-        f"cost: ${cost['totals']['usd']:,.4f}, per 1,000 pairs {_usd(cost['usd_per_1000_pairs'])}, "
-        f"per 1,000 calls {_usd(cost['usd_per_1000_calls'])}",
+        f"cost: {_usd(cost['totals']['usd'])}, per 1,000 pairs {_usd(cost['usd_per_1000_pairs'])}, "
+        f"per 1,000 calls {_usd(cost['usd_per_1000_calls'])}"
+        if cost["totals"]["usd"] is not None
+        else "cost: unknown, give price={input: ..., output: ...} in USD per million tokens",
     ]
+    if report["failed"]:
+        reasons = ", ".join(f"{count:,} {line(why)}" for why, count in report["failures"].items())
+        lines.append(f"failed: {report['failed']:,}: {reasons}; the first: {line(report['failure'] or '')[:200]}")
     return Group(table, *map(Text, lines), *(Text(f"! {sentence}", style="yellow") for sentence in report["warnings"]))
 
 

@@ -16,11 +16,22 @@ from typing import Any
 import pyarrow as pa
 
 from engine.judging.canaries import Canary
-from engine.judging.defence import suspect
+from engine.judging.defence import encode, suspect
 from engine.judging.prompts import Prompt, render
 from engine.judging.verdicts import parse_score_pair, parse_verdict, verdict_probabilities
-from engine.paid.replies import Reply
-from engine.schema import ANSWER, HARD, ID, MESSAGES, RESPONSE, TOOLS, VERDICT, VERDICT_COLUMNS, id_words
+from engine.paid.replies import Reply, RowFailed
+from engine.schema import (
+    ANSWER,
+    HARD,
+    ID,
+    MESSAGES,
+    RESPONSE,
+    TOOLS,
+    VERDICT,
+    VERDICT_COLUMNS,
+    canonical_json,
+    id_words,
+)
 
 FIRST, SECOND = "first", "second"
 
@@ -41,8 +52,8 @@ JUDGED_COLUMNS = [
 Ask = Callable[[Sequence[Mapping[str, str]], str, str], Awaitable[Reply]]
 
 
-class Unreadable(Exception):
-    """A judge that was asked twice and gave no verdict; the message goes to the error column."""
+class Unreadable(RowFailed):
+    """The judge answered, and not with a verdict."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +138,16 @@ class Pairwise:
         messages = render(self.prompt, fields)
         reply = await ask(messages, purpose, about)
         if reply.finish in ("content_filter", "refusal", "refused"):
-            raise Unreadable(f"{reply.finish}: the judge would not answer")
+            raise Unreadable(f"{reply.finish}: the judge would not answer", [reply])
+        if not reply.text and reply.finish == "length":  # a reasoning model spends its tokens unseen
+            raise Unreadable("length: no room for a verdict, raise max_tokens", [reply])
         verdict = self._read(reply, order, [reply])
+        again = reply
         if verdict is None:  # one re-ask: the reply is shown back, with the form that is wanted
             again = await ask([*messages, *reminder(reply.text, self._wanted())], purpose, about)
             verdict = self._read(again, order, [reply, again])
         if verdict is None:
-            raise Unreadable("unreadable: no verdict in two replies of the judge")
+            raise Unreadable("unreadable: no verdict in two replies of the judge", [reply, again])
         return verdict
 
     def _wanted(self) -> str:
@@ -167,17 +181,24 @@ class Pairwise:
         fields = {"conversation": prompt, "answer_a": shown[0], "answer_b": shown[1]}
         try:
             verdict = await self.ask_order(fields, FIRST, "canary", ask, about)
-        except Unreadable:
-            return False, []
+        except Unreadable as error:
+            return False, error.replies
+        except RowFailed as error:  # the call failed: that says nothing about the judge
+            return None, error.replies
         return verdict.label == ("A" if canary.good_first else "B"), verdict.replies
 
 
 async def together(*work: Awaitable[Any]) -> list[Any]:
     """Results of all of it; when one fails the others are finished first, so that no paid call is left behind."""
     results = await asyncio.gather(*work, return_exceptions=True)
+    failures: list[RowFailed] = []
     for result in results:
-        if isinstance(result, BaseException):
+        if isinstance(result, RowFailed):
+            failures.append(result)
+        elif isinstance(result, BaseException):
             raise result
+    if failures:
+        raise RowFailed(str(failures[0]), [reply for failure in failures for reply in failure.replies])
     return results
 
 
@@ -188,7 +209,7 @@ async def _nothing(value: Any) -> Any:
 def reminder(text: str, wanted: str) -> list[dict[str, str]]:
     """The two messages of a re-ask: the reply that could not be read, and the form that is wanted."""
     return [
-        {"role": "assistant", "content": text[:2000] or "(nothing)"},
+        {"role": "assistant", "content": encode(text[:2000])},  # it may quote an answer that plays with turns
         {"role": "user", "content": f"That reply cannot be read. Reply with only {wanted}."},
     ]
 
@@ -207,7 +228,9 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def suspicion(row: Mapping[str, Any]) -> str | None:
     """Why a row's text looks like it talks to the judge, None when it does not."""
-    texts = [str(turn.get("content") or "") for turn in json.loads(row[MESSAGES])[:-1]]
+    turns = json.loads(row[MESSAGES])[:-1]
+    texts = [str(turn.get("content") or "") for turn in turns]
+    texts += [row[TOOLS], *(canonical_json(turn["tool_calls"]) for turn in turns if turn.get("tool_calls"))]
     found = next((why for text in [*texts, row[RESPONSE]] if (why := suspect(text))), None)
     if found is None:
         found = suspect(row[ANSWER] or "")

@@ -69,8 +69,8 @@ def judge_facts(verdicts: pa.Table) -> dict[str, Any]:
         "shown_first": position_preference(first, second),
         "longer": length_preference(winners, *lengths),
         "canary_errors": proportion(canaries[False], canaries[True] + canaries[False]),
-        "suspects": _by_count(verdicts["suspect"].drop_null().to_pylist()),
-        "failures": _by_count(map(reason, verdicts[ERROR].drop_null().to_pylist())),
+        "suspects": by_count(verdicts["suspect"].drop_null().to_pylist()),
+        "failures": by_count(map(reason, verdicts[ERROR].drop_null().to_pylist())),
         "tokens_in": _total(verdicts["tokens_in"], 0),
         "tokens_out": _total(verdicts["tokens_out"], 0),
         "usd": usd,
@@ -143,7 +143,7 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _by_count(reasons: Iterable[str]) -> dict[str, int]:
+def by_count(reasons: Iterable[str]) -> dict[str, int]:
     """The most frequent first, then by name: the same for any order of the rows."""
     return dict(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
 

@@ -67,7 +67,8 @@ def verdict_probabilities(tokens: Sequence[Mapping[str, Any]], labels: Sequence[
         return None
     ends = list(accumulate(len(word) for word in words))
     index = bisect_right(ends, position)  # the token that holds the first letter of the value
-    top = tokens[index].get("top_logprobs")
+    listed = tokens[index].get("top_logprobs")
+    top = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     lead = words[index][: position - ends[index] + len(words[index])].strip()
     if not top or _owner(words[index], lead, labels) != label:
         return None
@@ -75,7 +76,7 @@ def verdict_probabilities(tokens: Sequence[Mapping[str, Any]], labels: Sequence[
     mass = dict.fromkeys(labels, 0.0)
     for word, logprob in chances.items():
         owner = _owner(word, lead, labels)
-        if owner is not None and isinstance(logprob, (int, float)):
+        if owner is not None and isinstance(logprob, (int, float)) and not math.isnan(logprob):
             mass[owner] += math.exp(min(logprob, 0.0))
     total = sum(mass.values())
     if total < _FEWEST_MASS:

@@ -18,6 +18,7 @@ import fsspec
 
 from engine.errors import BudgetReached, DataError
 from engine.paid.ledger import Kind, LedgerIndex, LedgerWriter, Record
+from engine.paid.prices import Prices, usd_of
 from engine.paid.replies import BrokenReply, Reply, read_reply
 from engine.paid.requests import Dialect, Request, wire_body
 from engine.paid.retry import classify
@@ -50,6 +51,7 @@ class BatchClient:
         self.index.refresh()
         self.round = 0
         self.missing: dict[str, Missing] = {}
+        self.answered = 0
 
     async def begin(self, round_number: int) -> None:
         self.round = round_number
@@ -65,6 +67,7 @@ class BatchClient:
         if found is None:
             self.missing[key] = Missing(key, request, purpose, self.round)
             raise NotAnswered(key)
+        self.answered += 1
         return Reply.of_ledger(found)
 
     async def close(self) -> None:
@@ -72,15 +75,17 @@ class BatchClient:
 
 
 def write_batch(
-    store: Store, step: str, missing: Sequence[Missing], price: tuple[float, float] | None, discount: float, run: str
+    store: Store, step: str, missing: Sequence[Missing], price: Prices | None, discount: float, run: str
 ) -> list[str]:
     """Writes the request files of a step, and what the answers will be booked as.
+
+    Files of an earlier attempt are replaced, the calls that they asked stay known: their answers may still come.
 
     Args:
         store: the run folder.
         step: name of the step that waits.
         missing: its calls, at least one.
-        price: USD per million tokens in and out, before the discount.
+        price: before the discount; None when it is not known, which counts as nothing.
         discount: share that the provider takes off for batches.
         run: the run's name in the ledger.
 
@@ -88,19 +93,23 @@ def write_batch(
         Paths of the files, relative to the run folder.
     """
     folder = f"{FOLDER}/{step.replace('/', '-')}"
-    paid = [part * (1.0 - discount) for part in price or (0.0, 0.0)]
+    paid = None if price is None else [part * (1.0 - discount) for part in price]
     calls = [
         {
             "key": call.key, "purpose": call.purpose, "round": call.round, "run": run, "asked": call.request.model,
-            "prompt": call.request.prompt, "price": paid,
+            "prompt": call.request.prompt, "most_tokens_in": call.request.most_tokens_in(), "price": paid,
         }
         for call in missing
     ]  # fmt: skip
-    store.write_bytes(f"{folder}/{CALLS_FILE}", "".join(json.dumps(call) + "\n" for call in calls).encode())
+    known = {**_calls_of(store, folder), **{call["key"]: call for call in calls}}
+    store.write_bytes(f"{folder}/{CALLS_FILE}", "".join(json.dumps(call) + "\n" for call in known.values()).encode())
     written = []
     for number, lines in enumerate(_files(missing)):
         written.append(f"{folder}/requests-{number:05d}.jsonl")
         store.write_bytes(written[-1], b"".join(lines))
+    for name in store.list(folder):
+        if name != CALLS_FILE and f"{folder}/{name}" not in written:
+            store.remove(f"{folder}/{name}")  # submitted again, it would be paid twice
     return written
 
 
@@ -141,12 +150,18 @@ def import_answers(store: Store, ledger: Store, files: Sequence[str]) -> dict[st
         files: answer files, any fsspec path.
 
     Returns:
-        Counts: `booked`, `refused`, `already` (in the ledger before), `again` (to be asked again) and why (`reasons`).
+        Counts: `booked`, `refused`, `already` (in the ledger before), `again` (to be asked again), `foreign` (answers
+        to somebody else's requests) and why (`reasons`).
 
     Raises:
-        DataError: E450, a file cannot be read, a line is no batch answer, or no line belongs to this run.
+        DataError: E450, a file cannot be read, a line is no batch answer, or no line belongs to this run; E453, the
+            run never wrote requests.
     """
-    calls = _known_calls(store)
+    if not store.list(FOLDER):
+        raise DataError(
+            f"no batch was written in {store.root}", fix="give the folder of a run with mode: batch", code="E453"
+        )
+    calls = {key: call for name in store.list(FOLDER) for key, call in _calls_of(store, f"{FOLDER}/{name}").items()}
     index = LedgerIndex(ledger)
     index.refresh()
     writer = LedgerWriter(ledger)
@@ -175,9 +190,11 @@ def import_answers(store: Store, ledger: Store, files: Sequence[str]) -> dict[st
         writer.write(records)
     finally:
         writer.close()
-    if counts["foreign"] and counts["foreign"] == counts.total():
+    if counts["foreign"] == counts.total():
         raise DataError(
-            f"none of the {counts['foreign']:,} answers belongs to a request of {store.root}",
+            f"none of the {counts['foreign']:,} answers belongs to a request of {store.root}"
+            if counts["foreign"]
+            else "there are no answers",
             where=", ".join(files),
             fix="give the output of the request files in its `batches` folder",
             code="E450",
@@ -186,13 +203,12 @@ def import_answers(store: Store, ledger: Store, files: Sequence[str]) -> dict[st
     return {**{name: counts[name] for name in names}, "reasons": dict(reasons.most_common())}
 
 
-def _known_calls(store: Store) -> dict[str, dict[str, Any]]:
-    calls = {}
-    for folder in store.list(FOLDER):
-        for line in store.read_bytes(f"{FOLDER}/{folder}/{CALLS_FILE}").splitlines():
-            call = json.loads(line)
-            calls[call["key"]] = call
-    return calls
+def _calls_of(store: Store, folder: str) -> dict[str, dict[str, Any]]:
+    """What was asked in a folder of requests, by key."""
+    if not store.exists(f"{folder}/{CALLS_FILE}"):
+        return {}
+    calls = map(json.loads, store.read_bytes(f"{folder}/{CALLS_FILE}").splitlines())
+    return {call["key"]: call for call in calls}
 
 
 def _answer_lines(files: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -213,9 +229,10 @@ def _json_object(data: bytes, where: str) -> Mapping[str, Any]:
         raise DataError(
             "the line is not JSON", where=where, fix="give the provider's output file", code="E450"
         ) from error
-    if not isinstance(line, dict) or "custom_id" not in line:
-        fix = "a batch answer has custom_id, response and error"
-        raise DataError("the line is not a batch answer", where=where, fix=fix, code="E450")
+    if not isinstance(line, dict) or "custom_id" not in line or not ("response" in line or "error" in line):
+        what = "a request, not its answer" if isinstance(line, dict) and "body" in line else "not a batch answer"
+        fix = "give the provider's output files: their lines have custom_id, response and error"
+        raise DataError(f"the line is {what}", where=where, fix=fix, code="E450")
     return line
 
 
@@ -236,8 +253,8 @@ def _read_line(line: Mapping[str, Any], where: str) -> tuple[Reply | None, str]:
 
 
 def _record(call: Mapping[str, Any], reply: Reply) -> Record:
-    price_in, price_out = call["price"]
-    usd = (reply.tokens_in * price_in + reply.tokens_out * price_out) / 1e6
+    price = None if call["price"] is None else Prices(*call["price"])
+    usd = usd_of(price, reply.tokens_in, reply.tokens_out)
     payload = {
         "t": time.time(), "asked": call["asked"], "prompt": call["prompt"], "batch": True,
         **replace(reply, usd=usd).payload(),

@@ -12,14 +12,17 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.config_endpoint import OPENAI_URL
 from engine.errors import EnvironmentProblem, IterselectError, StepError
 from engine.paid.lease_client import LeaseClient, Permit
 from engine.paid.ledger import Kind, LedgerIndex, LedgerWriter, Record
 from engine.paid.limits import Limits
-from engine.paid.replies import BrokenReply, Reply, read_reply
+from engine.paid.prices import Prices, usd_of
+from engine.paid.replies import BrokenReply, Reply, RowFailed, read_reply
 from engine.paid.requests import Dialect, Request, wire_body
 from engine.paid.retry import Breaker, Failure, backoff_s, classify, run_error
 from engine.store import Store
@@ -30,24 +33,24 @@ class Endpoint:
     """Where calls go and how they are made. Plain values, so that it travels to any worker; the key does not.
 
     Attributes:
-        price: USD per million tokens in and out; None when it is not known, which counts as nothing.
+        price: of its tokens; None when it is not known, which counts as nothing.
         api_key_env: name of the variable with the key; None: no key.
     """
 
     base_url: str
     api_key_env: str | None
-    price: tuple[float, float] | None
+    price: Prices | None
     limits: Limits
     call_timeout_s: float
     max_attempts: int
     give_up_after_s: float
 
     def usd(self, tokens_in: int, tokens_out: int) -> float:
-        price_in, price_out = self.price or (0.0, 0.0)
-        return (tokens_in * price_in + tokens_out * price_out) / 1e6
+        """What a call costs; nothing where the price is not known."""
+        return usd_of(self.price, tokens_in, tokens_out)
 
 
-class CallFailed(Exception):
+class CallFailed(RowFailed):
     """A call that will not be answered; its row becomes an error row."""
 
     def __init__(self, failure: Failure, attempts: int) -> None:
@@ -137,19 +140,24 @@ class PaidClient:
         self.breaker = Breaker(endpoint.give_up_after_s)
         self.dialect = Dialect()
         self.round = -1
-        self.flying: dict[str, tuple[Flight, asyncio.Task[Reply]]] = {}
+        self.flights: dict[str, tuple[Flight, asyncio.Task[Reply]]] = {}  # under way, or too young for the index
         self.ratio = 0.3  # tokens per byte of a prompt, learned from what is billed
         self.fatal: BaseException | None = None
+        self.stopping = asyncio.Event()
         self.commit: GroupCommit | None = None
         self.refreshing = asyncio.Lock()
-        self._openai = _openai_client(endpoint)
+        self._key = _api_key(endpoint)
+        self._openai = _openai_client(endpoint, self._key)
 
     async def begin(self, round_number: int) -> None:
         """Called before the calls of a part: reads what other processes have added to the ledger meanwhile."""
         if self.commit is None:
             self.commit = GroupCommit(self.writer)
         async with self.refreshing:
+            ended = [key for key, (_, task) in self.flights.items() if task.done()]
             await asyncio.to_thread(self.index.refresh)
+            for key in ended:  # the index has them now
+                self.flights.pop(key, None)
         if round_number != self.round:
             self.round = round_number
             await self.lease.begin(round_number)
@@ -166,23 +174,33 @@ class PaidClient:
         found = self.index.done(key)
         if found is not None:
             return Reply.of_ledger(found)
-        if key in self.flying:  # the same request, asked for twice
-            return replace(await asyncio.shield(self.flying[key][1]), calls=0)
+        if key in self.flights:  # the same request, asked for twice
+            return replace(await asyncio.shield(self.flights[key][1]), calls=0)
+        if self.fatal is not None:
+            raise self.fatal
         most_in = request.most_tokens_in()
         flight = Flight(key, request, purpose, most_in, self.endpoint.usd(most_in, request.max_tokens))
         task = asyncio.create_task(self._paid(flight))
-        self.flying[key] = flight, task
-        task.add_done_callback(lambda done: self.flying.pop(key, None))
+        self.flights[key] = flight, task
+        task.add_done_callback(lambda done: self._landed(key, done))
         return await asyncio.shield(task)
+
+    def _landed(self, key: str, task: asyncio.Task[Reply]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self.flights.pop(key, None)  # it may be tried again
+
+    def _stop(self, error: BaseException) -> None:
+        self.fatal = self.fatal or error
+        self.stopping.set()
 
     async def close(self) -> None:
         """Waits for what is in flight, sends nothing more, seals the segment, gives the leases back."""
-        self.fatal = self.fatal or StepError("the run was stopped")
-        tasks = [task for _, task in self.flying.values()]
-        for flight, task in list(self.flying.values()):
+        self._stop(StepError("the run was stopped"))
+        under_way = [(flight, task) for flight, task in self.flights.values() if not task.done()]
+        for flight, task in under_way:
             if not flight.in_doubt:  # it only waits for its turn
                 task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
         await self.lease.close()
         if self.commit is not None:
             await self.commit.close()
@@ -191,71 +209,95 @@ class PaidClient:
     async def _paid(self, flight: Flight) -> Reply:
         try:
             reply = await self._attempts(flight)
-        except IterselectError:
-            if flight.in_doubt:  # it ends between two attempts: nothing is in flight and nothing more was paid
-                await self._write(self._record(Kind.SPOILED, flight, 0.0, {"why": "stopped"}))
+        except IterselectError as error:  # what is wrong for one is wrong for all
+            self._stop(error)
             raise
         self.ratio += 0.05 * (reply.tokens_in / max(1, flight.most_in) - self.ratio)
         return reply
 
     async def _attempts(self, flight: Flight) -> Reply:
-        request, attempts = flight.request, 0
-        likely = round(flight.most_in * self.ratio) + request.max_tokens
+        attempts = waits = 0
+        likely = round(flight.most_in * self.ratio) + flight.request.max_tokens
         while True:
+            if self.fatal is not None:
+                raise self.fatal
             await self.breaker.wait()
             permit = await self.lease.acquire(likely, flight.most_usd)
+            sent_as = self.dialect
             try:
-                if self.fatal is not None:
-                    raise self.fatal
-                if not flight.in_doubt:
-                    await self._write(self._intent(flight))
-                    flight.in_doubt = True
-                attempts += 1
-                result = await self._attempt(request, permit, flight.most_usd)
+                result = await self._attempt(flight, sent_as)
             except BaseException:
-                if not permit.released:
-                    self.lease.release(permit, "failed")
+                self.lease.release(permit, "failed", usd=flight.most_usd if flight.in_doubt else 0.0)
                 raise
+            self._release(permit, flight, result)
             if isinstance(result, Reply):
-                reply = replace(result, attempts=attempts)
-                await self._write(self._done(flight, reply))
-                return reply
-            if isinstance(result, Dialect):
-                self.dialect, attempts = result, attempts - 1
+                return replace(result, attempts=attempts + 1)
+            if self._refused_form(result, sent_as):
                 continue
-            spent = flight.most_usd if result.maybe_paid else 0.0  # closed: it waits for long and is not in flight
-            await self._write(self._record(Kind.SPOILED, flight, spent, {"why": result.code}))
-            flight.in_doubt = False
             if result.what == "run":
-                self.fatal = run_error(result, self.endpoint.base_url, self.endpoint.api_key_env)
-                raise self.fatal
-            if result.what == "row" or attempts >= self.endpoint.max_attempts:
-                raise CallFailed(result, attempts)
-            if result.what == "again":
+                raise run_error(result, self.endpoint.base_url, self.endpoint.api_key_env)
+            if result.what == "limited":  # to be told to wait is no failure of the row
+                waits += 1
+                self.breaker.limited(result, self.endpoint.base_url)
+            else:
+                attempts += 1
+                if result.what == "row" or attempts >= self.endpoint.max_attempts:
+                    raise CallFailed(result, attempts)
                 self.breaker.failed(result, self.endpoint.base_url)
-            await asyncio.sleep(backoff_s(attempts, result.retry_after_s))
+            with suppress(TimeoutError):
+                pause_s = backoff_s(attempts + waits, result.retry_after_s)
+                await asyncio.wait_for(self.stopping.wait(), pause_s)
 
-    async def _attempt(self, request: Request, permit: Permit, most_usd: float) -> Reply | Failure | Dialect:
-        """Sends once and releases the permit."""
-        sent_as = self.dialect
-        result = await self._send(wire_body(request, sent_as))
+    async def _attempt(self, flight: Flight, sent_as: Dialect) -> Reply | Failure:
+        """Sends once, between an INTENT and what became of it.
+
+        A write that fails leaves the INTENT in doubt, and so the call charged at its upper bound.
+        """
+        flight.in_doubt = True  # from here on: the write may succeed although this is cancelled
+        await self._write(self._record(Kind.INTENT, flight, flight.most_usd, {"model": flight.request.model}))
+        if self.fatal is not None:
+            await self._write(self._record(Kind.SPOILED, flight, 0.0, {"why": "stopped"}))
+            flight.in_doubt = False
+            raise self.fatal
+        result = await self._send(wire_body(flight.request, sent_as))
         if isinstance(result, Reply):
             self.breaker.ok()
             if not result.usage:
-                likely = round(request.most_tokens_in() * self.ratio), round(len(result.text.encode()) * self.ratio)
-                result = replace(result, tokens_in=likely[0], tokens_out=likely[1])
+                bytes_out = len(result.text.encode())
+                tokens = round(flight.most_in * self.ratio), round(bytes_out * self.ratio)
+                result = replace(result, tokens_in=tokens[0], tokens_out=tokens[1])
             result = replace(result, usd=self.endpoint.usd(result.tokens_in, result.tokens_out))
-            self.lease.release(permit, "ok", tokens_in=result.tokens_in, tokens_out=result.tokens_out, usd=result.usd)
-            return result
-        outcome = "limited" if result.what == "limited" else "failed"
-        spent = most_usd if result.maybe_paid else 0.0
-        self.lease.release(permit, outcome, usd=spent, retry_after_s=result.retry_after_s or 0.0)
-        if result.what != "again":
-            self.breaker.ok()  # it answers, if only to refuse
-        if result.code in ("http_400", "http_403", "http_422"):  # some models answer 403 where logprobs are asked for
-            other = self.dialect if self.dialect != sent_as else self.dialect.after_refusal(result.message)
-            return other or result
+            payload = {"asked": flight.request.model, "prompt": flight.request.prompt, **result.payload()}
+            tokens = (result.tokens_in, result.tokens_out)
+            await self._write(self._record(Kind.DONE, flight, result.usd, payload, tokens))
+        else:
+            spent = flight.most_usd if result.maybe_paid else 0.0
+            await self._write(self._record(Kind.SPOILED, flight, spent, {"why": result.code}))
+        flight.in_doubt = False
         return result
+
+    def _release(self, permit: Permit, flight: Flight, result: Reply | Failure) -> None:
+        """Gives the permit back, after what it paid for is on record."""
+        if isinstance(result, Reply):
+            tokens = {"tokens_in": result.tokens_in, "tokens_out": result.tokens_out}
+            self.lease.release(permit, "ok", usd=result.usd, **tokens)
+            return
+        outcome = "limited" if result.what == "limited" else "failed"
+        spent = flight.most_usd if result.maybe_paid else 0.0
+        self.lease.release(permit, outcome, usd=spent, retry_after_s=result.retry_after_s or 0.0)
+        if result.what in ("row", "run"):
+            self.breaker.ok()  # it answers, if only to refuse
+
+    def _refused_form(self, failure: Failure, sent_as: Dialect) -> bool:
+        """Whether the endpoint refused the form of the request and is to be asked in another."""
+        if failure.code not in ("http_400", "http_403", "http_422"):  # some models answer 403 to logprobs
+            return False
+        if self.dialect == sent_as:
+            weaker = self.dialect.after_refusal(failure.message)
+            if weaker is None:
+                return False
+            self.dialect = weaker
+        return True  # another call has learned it meanwhile, or this one just did
 
     async def _send(self, body: dict[str, Any]) -> Reply | Failure:
         import httpx2
@@ -267,12 +309,16 @@ class PaidClient:
         except TimeoutError:
             return Failure("again", "timeout", f"no answer in {self.endpoint.call_timeout_s:g} s", maybe_paid=True)
         except openai.APIStatusError as error:
-            return classify(error.status_code, error.body, error.response.headers)
+            failure = classify(error.status_code, error.body, error.response.headers)
+            return replace(failure, message=failure.message.replace(self._key, "***"))
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            never_sent = isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout))
+            never_sent = (
+                httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.LocalProtocolError,
+                httpx2.UnsupportedProtocol, httpx2.ProxyError,
+            )  # fmt: skip
             what = type(cause).__name__
-            return Failure("again", "connection", what, maybe_paid=not never_sent)
+            return Failure("again", "connection", what, maybe_paid=not isinstance(cause, never_sent))
         try:
             return read_reply(response.content, response.headers.get("x-request-id", ""))
         except BrokenReply as error:
@@ -290,37 +336,50 @@ class PaidClient:
             round=max(self.round, 0), run=self.run, cost_usd=usd, tokens_in=tokens[0], tokens_out=tokens[1],
         )  # fmt: skip
 
-    def _intent(self, flight: Flight) -> Record:
-        return self._record(Kind.INTENT, flight, flight.most_usd, {"model": flight.request.model})
 
-    def _done(self, flight: Flight, reply: Reply) -> Record:
-        payload = {"asked": flight.request.model, "prompt": flight.request.prompt, **reply.payload()}
-        return self._record(Kind.DONE, flight, reply.usd, payload, (reply.tokens_in, reply.tokens_out))
+def _api_key(endpoint: Endpoint) -> str:
+    """The key, from the environment of this process.
+
+    Raises:
+        EnvironmentProblem: E362, it is not set here, or no HTTP header can carry it.
+    """
+    name = endpoint.api_key_env
+    if name is None:
+        return "not-needed"
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise EnvironmentProblem(
+            f"the environment variable {name} is not set",
+            why="it names the key of the endpoint; on a cluster it must be set where the calls are made",
+            fix=f"export {name}=..., or set api_key_env: null for a server that needs no key",
+            code="E362",
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise EnvironmentProblem(f"the key in ${name} has characters that no key has", fix="set it again", code="E362")
+    return key
 
 
-def _openai_client(endpoint: Endpoint) -> Any:
+def _openai_client(endpoint: Endpoint, key: str) -> Any:
     import httpx2
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, Omit
 
-    key = "not-needed"
-    if endpoint.api_key_env is not None:
-        key = os.environ.get(endpoint.api_key_env, "")
-        if not key:
-            raise EnvironmentProblem(
-                f"the environment variable {endpoint.api_key_env} is not set",
-                why="it names the key of the endpoint; on a cluster it must be set where the calls are made",
-                fix=f"export {endpoint.api_key_env}=..., or set api_key_env: null for a server that needs no key",
-                code="E362",
-            )
-    room = endpoint.limits.concurrency
+    room, total_s = endpoint.limits.concurrency, endpoint.call_timeout_s
+    # To connect takes less than to answer: a call that found nobody must not look like one that was lost.
+    timeout = httpx2.Timeout(total_s, connect=min(10.0, total_s / 2))
+    foreign = {}
+    if endpoint.base_url != OPENAI_URL:  # what the library sends along from the environment is meant for OpenAI
+        custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
+        names = ["OpenAI-Organization", "OpenAI-Project", *(line.split(":")[0].strip() for line in custom)]
+        foreign = {name: Omit() for name in names if name}
     return AsyncOpenAI(
         api_key=key,
         base_url=endpoint.base_url,
         max_retries=0,
-        timeout=endpoint.call_timeout_s,
+        timeout=timeout,
+        default_headers=foreign,  # pyright: ignore[reportArgumentType]
         http_client=httpx2.AsyncClient(
             limits=httpx2.Limits(max_connections=room, max_keepalive_connections=room),
-            timeout=endpoint.call_timeout_s,
+            timeout=timeout,
             follow_redirects=False,  # a redirect would carry the key to another host
         ),
     )

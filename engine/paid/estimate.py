@@ -1,19 +1,22 @@
 """What a run's paid calls will cost, before any is made: calls, tokens and USD, low, likely and high.
 
-Prompts of a sample of the pool are rendered as the run would, and looked up in the ledger. What cannot be known
-beforehand is bounded: how many rounds it takes, how long the answers get, how many tokens a text has. It calls nobody.
+Prompts of a sample of the pool are rendered as the run would, and looked up in the ledger; those of a round in work
+are all looked up, so its calls are exact. What cannot be known beforehand is bounded: how many rounds it takes, which
+rows they take, how long the answers get, how many tokens a text has. It calls nobody.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from engine.artifacts import Step
 from engine.config import RunConfig
 from engine.config_endpoint import EndpointConfig, OpenAIGeneratorConfig, OpenAIJudgeConfig
 from engine.data.ingest import Ingest
@@ -21,12 +24,25 @@ from engine.data.inputs import resolve_inputs
 from engine.job import ingest_options
 from engine.judging.prompts import load_prompt
 from engine.models.recorded import RecordedAnswers
-from engine.paid.batch_files import Missing
-from engine.paid.prices import price_of
+from engine.paid.batch_files import BatchClient, Missing
+from engine.paid.prices import price_of, usd_of
+from engine.paid.requests import Request
 from engine.paid.service import endpoint_of, ledger_store
-from engine.paid.stages import Calls, OpenAIGenerator, OpenAIJudge, judge_asks, judge_settings, sampling
+from engine.paid.stages import Calls, OpenAIGenerator, OpenAIJudge, PaidStage, judge_asks, judge_settings, sampling
+from engine.paid.standing import standing
 from engine.recipes.iterselect import diverse_rows
-from engine.schema import ANSWER, ID, MESSAGES, POOL_SCHEMA, RESPONSE, TOOLS, id_words, seeded_hash
+from engine.schema import (  # fmt: skip
+    ANSWER,
+    ID,
+    MESSAGES,
+    POOL_SCHEMA,
+    RECORD,
+    RESPONSE,
+    TOOLS,
+    canonical_json,
+    id_words,
+    seeded_hash,
+)
 from engine.store import Store
 
 SAMPLE_ROWS = 200
@@ -36,170 +52,271 @@ CASES = ("low", "likely", "high")
 TOKENS_PER_BYTE = {"low": 0.2, "likely": 0.28, "high": 0.4}
 VERDICT_TOKENS = {"low": 5, "likely": 9}
 ASKED_AGAIN = {"low": 0.0, "likely": 0.01, "high": 0.05}  # share of unreadable replies, each asked once more
+SECOND_ORDER = {"low": 1.0, "likely": 1.5, "high": 2.0}  # orders decisive: calls for one whose reply is not there
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of the pool that stand for all of it.
+    """Rows of the pool that stand for those that are still to be judged.
 
     Attributes:
         rows: of the pool.
-        table: POOL_SCHEMA and `answer`, at most 200 rows.
+        table: POOL_SCHEMA and `answer`, at most 200 rows, none that a round has had.
     """
 
     rows: int
     table: pa.Table
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """What the calls about some rows are.
+
+    Attributes:
+        rows: that were asked about.
+        answered: calls that the ledger has.
+        missing: calls that it has not.
+    """
+
+    rows: int
+    answered: int
+    missing: list[Missing]
+
+    @property
+    def share(self) -> float:
+        """Of the calls, those that the ledger has."""
+        return self.answered / max(1, self.answered + len(self.missing))
+
+    @property
+    def per_row(self) -> float:
+        return (self.answered + len(self.missing)) / max(1, self.rows)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows are still to be judged.
+
+    Attributes:
+        new: by case, rows of rounds that have not begun.
+        left: rows of the pool that no round has had.
+    """
+
+    new: Mapping[str, int]
+    left: int
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend's calls.
+
+    Attributes:
+        name: "generator" or "judge".
+        sample, batch: calls about a sample of the pool, and about all rows of the round in work.
+        again: by case, calls for each that is missing.
+        tokens_out: by case, of one reply.
+    """
+
+    name: str
+    config: EndpointConfig
+    sample: Lookup
+    batch: Lookup
+    again: Mapping[str, float]
+    tokens_out: Mapping[str, float]
+
+
 def estimate(config: RunConfig) -> dict[str, Any]:
     """The plan of a run's paid calls.
 
     Returns:
-        `pool`, `rows_per_round`, `rounds` (by case), `rounds_done`; `backends`: per backend `name`, `model`, `price`
-        (USD per million tokens in and out, or None), `ledger_share` (of the sample's calls that are answered already),
-        and by case `calls`, `tokens_in`, `tokens_out`, `usd` (None without a price), `minutes` at its limits (None
-        without limits); `usd` by case for all of them.
+        `pool`, `rows_per_round`, `rounds` (by case), `rounds_done`, `rows_in_work` (of a round that has begun), `over`
+        (no round will follow); `backends`: per backend `name`, `model`, `price` (USD per million tokens in and out, or
+        None), `ledger_share` (of the sample's calls that are answered already), and by case `calls`, `tokens_in`,
+        `tokens_out`, `usd` (None without a price), `minutes` at its limits (None without limits); `usd` by case for
+        those whose price is known, None when there are none; `max_usd`.
 
     Raises:
-        DataError, ConfigError: as a run would.
+        DataError, ConfigError, EnvironmentProblem: as a run would.
     """
-    store = Store(config.out)
-    sample = draw_sample(config)
     recipe: Any = config.recipe
-    size = min(recipe.batch_size, max(1, diverse_rows(recipe, sample.rows) // 10))
-    done = rounds_done(store)
-    rounds = {"low": max(1, done), "likely": recipe.max_rounds, "high": recipe.max_rounds}
-    ledger = ledger_store(store, config.paid.ledger)
-    backends = []
-    table = sample.table
-    if isinstance(recipe.generator, OpenAIGeneratorConfig):
-        facts, table = plan_generator(recipe.generator, table, ledger)
-        backends.append(facts)
-    elif recipe.generator.kind == "recorded":
-        answers = RecordedAnswers(recipe.generator.column, recipe.generator.file)(table.select([ID, "record"]))
-        table = table.set_column(table.column_names.index(ANSWER), ANSWER, answers[ANSWER])
-    if isinstance(recipe.judge, OpenAIJudgeConfig):
-        backends.append(plan_judge(recipe.judge, table, ledger, config.seed))
-    new_rows = {case: size * (rounds[case] - min(done, rounds[case])) for case in CASES}
-    plans = [_scaled(facts, new_rows) for facts in backends]
-    known = [plan for plan in plans if plan["price"] is not None]
+    at = standing(config)
+    sample = draw_sample(config, at.pool, at.asked)
+    diverse = diverse_rows(recipe, sample.rows)
+    size = min(recipe.batch_size, max(1, diverse // 10))
+    begun = at.rounds + (at.batch is not None)
+    rounds = {"low": max(1, begun), "likely": recipe.max_rounds, "high": recipe.max_rounds}
+    if at.over:
+        rounds = dict.fromkeys(CASES, at.rounds)
+    new = {case: min(size * (rounds[case] - begun), max(0, diverse - len(at.asked))) for case in CASES}
+    rows = Rows(new, max(1, sample.rows - len(at.asked)))
+    batch = sample.table.slice(0, 0) if at.batch is None else at.batch
+    plans = [_figures(backend, rows) for backend in backends_of(config, sample.table, batch)]
+    priced = [plan for plan in plans if plan["price"] is not None]
     return {
         "pool": sample.rows,
         "rows_per_round": size,
         "rounds": rounds,
-        "rounds_done": done,
+        "rounds_done": at.rounds,
+        "rows_in_work": batch.num_rows,
+        "over": at.over,
         "backends": plans,
-        "usd": {case: sum(plan["usd"][case] for plan in known) for case in CASES} if known else None,
+        "usd": {case: sum(plan["usd"][case] for plan in priced) for case in CASES}
+        if len(priced) == len(plans)
+        else None,
         "max_usd": config.paid.max_usd,
     }
 
 
-def draw_sample(config: RunConfig) -> Sample:
-    """Counts the pool and keeps the rows with the smallest hashes; nothing is written."""
+def draw_sample(config: RunConfig, pool: Step | None, asked: frozenset[str]) -> Sample:
+    """Counts the pool and keeps the rows with the smallest hashes; nothing is written.
+
+    Args:
+        pool: the frozen one if there is one; else the input is read.
+        asked: ids of rows that are left out.
+    """
     kept: list[tuple[int, int, dict[str, Any]]] = []
     count = 0
-    for table in Ingest(resolve_inputs(config.data.path), ingest_options(config.data), lambda reject: None):
+    tables: Iterable[pa.Table]
+    if pool is None:
+        tables = Ingest(resolve_inputs(config.data.path), ingest_options(config.data), lambda reject: None)
+    else:
+        tables = (pool.read(part.index) for part in pool.require().parts)
+    for table in tables:
         hashes = seeded_hash(id_words(table[ID]), config.seed, "plan")
-        for position in np.argsort(hashes, kind="stable")[:SAMPLE_ROWS].tolist():
-            item = (-int(hashes[position]), count + position, table.slice(position, 1).to_pylist()[0])
-            if len(kept) < SAMPLE_ROWS:
-                heapq.heappush(kept, item)
-            elif item > kept[0]:
-                heapq.heapreplace(kept, item)
+        for position in np.argsort(hashes, kind="stable")[: SAMPLE_ROWS + len(asked)].tolist():
+            place = (-int(hashes[position]), count + position)
+            if len(kept) == SAMPLE_ROWS and place < kept[0][:2]:
+                break
+            if table[ID][position].as_py() not in asked:
+                item = (*place, table.slice(position, 1).to_pylist()[0])
+                heapq.heappush(kept, item) if len(kept) < SAMPLE_ROWS else heapq.heapreplace(kept, item)
         count += table.num_rows
     rows = pa.Table.from_pylist([row for _, _, row in kept], schema=POOL_SCHEMA)
     return Sample(count, rows.append_column(ANSWER, pa.nulls(len(rows), pa.large_string())))
 
 
-def rounds_done(store: Store) -> int:
-    """Rounds of the run folder whose verdicts are complete."""
-    done = 0
-    for number in store.list("rounds"):
-        folders = [name for name in store.list(f"rounds/{number}") if name.startswith("verdicts-")]
-        done += any(store.exists(f"rounds/{number}/{name}/step.json") for name in folders)
-    return done
+def backends_of(config: RunConfig, sample: pa.Table, batch: pa.Table) -> list[Backend]:
+    """The generator, if it is paid, and the judge, with the generator's answers as far as they are known."""
+    recipe: Any = config.recipe
+    ledger = ledger_store(Store(config.out), config.paid.ledger)
+    found = []
+    if isinstance(recipe.generator, OpenAIGeneratorConfig):
+        backend, sample, batch = plan_generator(recipe.generator, sample, batch, ledger)
+        found.append(backend)
+    elif recipe.generator.kind == "recorded":
+        answers = RecordedAnswers(recipe.generator.column, recipe.generator.file)
+        sample, batch = (_answered(table, answers(table.select([ID, RECORD]))[ANSWER]) for table in (sample, batch))
+    if isinstance(recipe.judge, OpenAIJudgeConfig):
+        found.append(plan_judge(recipe.judge, sample, batch, ledger, config.seed))
+    return found
 
 
-def plan_generator(config: OpenAIGeneratorConfig, table: pa.Table, ledger: Store) -> tuple[dict[str, Any], pa.Table]:
-    """Figures per row, and the table with the answers that the ledger has."""
+def plan_generator(
+    config: OpenAIGeneratorConfig, sample: pa.Table, batch: pa.Table, ledger: Store
+) -> tuple[Backend, pa.Table, pa.Table]:
+    """Its calls, and both tables with the answers that the ledger has."""
     asks = {**sampling(config), "max_tokens": config.max_tokens}
     stage = OpenAIGenerator(_calls(config, ledger, asks), "plan", 0, config.system)
     try:
-        missing = stage.missing(table, 0)
-        answers = stage(table.select([MESSAGES, TOOLS]))[ANSWER]
+        to_do = batch.filter(pc.is_null(batch[ANSWER]))  # pyright: ignore
+        lookups = [look_up(stage, table) for table in (sample, to_do)]
+        answered = [_answered(table, stage(table.select([MESSAGES, TOOLS]))[ANSWER]) for table in (sample, batch)]
     finally:
         stage.close()
-    written = [len(text.encode()) for text in table[RESPONSE].to_pylist()]
+    written = [len(text.encode()) for text in sample[RESPONSE].to_pylist()]
     mean_tokens = TOKENS_PER_BYTE["likely"] * sum(written) / max(1, len(written))
     tokens_out = {
         "low": min(config.max_tokens, mean_tokens / 2),
         "likely": min(config.max_tokens, mean_tokens),
         "high": float(config.max_tokens),
     }
-    facts = _per_row("generator", config, missing, len(table), dict.fromkeys(CASES, 1.0), tokens_out)
-    return facts, table.set_column(table.column_names.index(ANSWER), ANSWER, answers)
+    backend = Backend("generator", config, lookups[0], lookups[1], dict.fromkeys(CASES, 1.0), tokens_out)
+    return backend, answered[0], answered[1]
 
 
-def plan_judge(config: OpenAIJudgeConfig, table: pa.Table, ledger: Store, seed: int) -> dict[str, Any]:
-    """Figures per row. Where the answer is not known yet the reference stands in for it."""
+def plan_judge(config: OpenAIJudgeConfig, sample: pa.Table, batch: pa.Table, ledger: Store, seed: int) -> Backend:
+    """Its calls. Where the answer is not known yet the reference stands in for it."""
     prompt = load_prompt(config.prompt, "pairwise")
-    settings = {**judge_settings(config, prompt, seed), "suspects": "judge"}
-    answers = pa.chunked_array([table[ANSWER].combine_chunks().fill_null("")])
-    pairs = zip(answers.to_pylist(), table[RESPONSE].to_pylist(), strict=True)
-    filled = [known or f"{reference} " for known, reference in pairs]
-    rows = table.set_column(table.column_names.index(ANSWER), ANSWER, pa.array(filled, pa.large_string()))
+    settings = judge_settings(config, prompt, seed)
     stage = OpenAIJudge(_calls(config, ledger, judge_asks(config, prompt)), "plan", 0, **settings)
     try:
-        missing = stage.missing(rows, 0)
+        lookups = [look_up(stage, _stand_in(table)) for table in (sample, batch)]
     finally:
         stage.close()
-    orders = {"both": (2.0, 2.0, 2.0), "alternate": (1.0, 1.0, 1.0), "decisive": (1.0, 1.5, 2.0)}[config.orders]
-    calls = {case: count + config.canaries for case, count in zip(CASES, orders, strict=True)}
-    tokens_out = {**VERDICT_TOKENS, "high": float(config.max_tokens)}
-    return _per_row("judge", config, missing, len(table), calls, tokens_out)
+    again = {case: 1.0 + ASKED_AGAIN[case] for case in CASES}
+    if config.orders == "decisive":
+        again = {case: again[case] * SECOND_ORDER[case] for case in CASES}
+    return Backend("judge", config, lookups[0], lookups[1], again, {**VERDICT_TOKENS, "high": float(config.max_tokens)})
+
+
+def look_up(stage: PaidStage, table: pa.Table) -> Lookup:
+    """Which calls the ledger answers."""
+    assert isinstance(stage.client, BatchClient)
+    before = stage.client.answered
+    missing = stage.missing(table, 0)
+    return Lookup(len(table), stage.client.answered - before, missing)
+
+
+def _answered(table: pa.Table, answers: pa.ChunkedArray) -> pa.Table:
+    """With the answers that are known, where the table has none."""
+    return table.set_column(table.column_names.index(ANSWER), ANSWER, pc.coalesce(table[ANSWER], answers))  # pyright: ignore
+
+
+def _stand_in(table: pa.Table) -> pa.Table:
+    """A space makes the stand-in another text, else both orders would be one request."""
+    pairs = zip(table[ANSWER].to_pylist(), table[RESPONSE].to_pylist(), strict=True)
+    filled = [f"{response} " if answer is None else answer for answer, response in pairs]
+    return table.set_column(table.column_names.index(ANSWER), ANSWER, pa.array(filled, pa.large_string()))
 
 
 def _calls(config: EndpointConfig, ledger: Store, asks: Mapping[str, Any]) -> Calls:
     return Calls(endpoint=endpoint_of(config), ledger=ledger, run="", limiter=None, asks=asks)
 
 
-def _per_row(
-    name: str,
-    config: EndpointConfig,
-    missing: list[Missing],
-    rows: int,
-    calls_per_row: Mapping[str, float],
-    tokens_out: Mapping[str, float],
-) -> dict[str, Any]:
-    """Expected calls and tokens of one row, after what the ledger answers."""
-    bytes_in = sum(call.request.most_tokens_in() for call in missing) / max(1, len(missing))
-    expected = max(1.0, rows * calls_per_row["low"])
-    share = max(0.0, 1.0 - len(missing) / expected)
-    return {
-        "name": name,
-        "config": config,
-        "ledger_share": round(share, 4),
-        "calls": {case: calls_per_row[case] * (1.0 - share) * (1.0 + ASKED_AGAIN[case]) for case in CASES},
-        "tokens_in": {case: bytes_in * TOKENS_PER_BYTE[case] for case in CASES},
-        "tokens_out": dict(tokens_out),
+def _figures(backend: Backend, rows: Rows) -> dict[str, Any]:
+    """A backend's figures by case.
+
+    Of the rows to come as many are answered already as of the sample (likely), as few as possible (high), or as many
+    as there are such rows in the pool (low).
+    """
+    config, sample, batch = backend.config, backend.sample, backend.batch
+    known = sample.share * rows.left
+    new = {
+        "low": max(0.0, rows.new["low"] - known),
+        "likely": rows.new["likely"] * (1.0 - sample.share),
+        "high": min(float(rows.new["high"]), rows.left - known),
     }
-
-
-def _scaled(facts: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:
-    """Figures of one row times the rows that are still to be judged."""
-    config: EndpointConfig = facts["config"]
-    price = price_of(config)
-    calls = {case: round(facts["calls"][case] * rows[case]) for case in CASES}
-    tokens_in = {case: round(calls[case] * facts["tokens_in"][case]) for case in CASES}
-    tokens_out = {case: round(calls[case] * facts["tokens_out"][case]) for case in CASES}
+    wanted = {case: len(batch.missing) + new[case] * sample.per_row for case in CASES}
+    calls = {case: round(wanted[case] * backend.again[case]) for case in CASES}
+    bytes_of = [_mean_bytes(lookup.missing) for lookup in (batch, sample)]
+    tokens_in = {
+        case: round(
+            backend.again[case]
+            * TOKENS_PER_BYTE[case]
+            * (len(batch.missing) * bytes_of[0] + (wanted[case] - len(batch.missing)) * bytes_of[1])
+        )
+        for case in CASES
+    }
+    tokens_out = {case: round(calls[case] * backend.tokens_out[case]) for case in CASES}
+    price, usd, minutes = price_of(config), None, None
     discount = config.batch_discount if config.mode == "batch" else 0.0
-    usd = minutes = None
     if price is not None:
-        usd = {c: (1 - discount) * (tokens_in[c] * price[0] + tokens_out[c] * price[1]) / 1e6 for c in CASES}
-    if config.requests_per_minute or config.tokens_per_minute:
+        per_call = {c: (tokens_in[c] / max(1, calls[c]), backend.tokens_out[c]) for c in CASES}
+        usd = {c: (1 - discount) * calls[c] * usd_of(price, *per_call[c]) for c in CASES}
+    if config.mode == "online" and (config.requests_per_minute or config.tokens_per_minute):
         per_minute = config.requests_per_minute or float("inf"), config.tokens_per_minute or float("inf")
         minutes = {c: max(calls[c] / per_minute[0], (tokens_in[c] + tokens_out[c]) / per_minute[1]) for c in CASES}
     return {
-        "name": facts["name"], "model": config.model, "price": price, "ledger_share": facts["ledger_share"],
+        "name": backend.name, "model": config.model, "price": price and price[:2], "ledger_share": round(sample.share, 4),
         "calls": calls, "tokens_in": tokens_in, "tokens_out": tokens_out, "usd": usd, "minutes": minutes,
     }  # fmt: skip
+
+
+def _mean_bytes(missing: list[Missing]) -> float:
+    return sum(text_bytes(call.request) for call in missing) / max(1, len(missing))
+
+
+def text_bytes(request: Request) -> int:
+    """Bytes of what the model reads."""
+    said = [str(message.get("content") or "") for message in request.messages]
+    rest = canonical_json([request.schema, request.tools]) if request.schema or request.tools else ""
+    return sum(len(text.encode("utf-8", "replace")) for text in [*said, rest])

@@ -15,23 +15,29 @@ CASES = ("low", "likely", "high")
 
 def render(plan: Mapping[str, Any]) -> RenderableType:
     """`engine.paid.estimate.estimate` for a terminal."""
-    rounds = plan["rounds"]
-    head = f"{plan['pool']:,} rows in the pool, {plan['rows_per_round']:,} judged per round, "
-    head += f"{rounds['low']} to {rounds['high']} rounds"
-    head += f", {plan['rounds_done']} of them done" if plan["rounds_done"] else ""
+    if plan["over"]:
+        return Text(f"The {plan['rounds_done']} rounds are over: the run makes no more calls.")
     table = table_of("calls of the", "", *CASES, title="paid calls")
     for backend in plan["backends"]:
         for name, cells in _rows(backend):
             table.add_row(Text(line(f"{backend['name']} {backend['model']}")), Text(name), *map(Text, cells))
         table.add_section()
     notes = [_note(backend) for backend in plan["backends"]]
-    if plan["usd"] is not None:
-        table.add_row(
-            Text("together", "bold"), Text("USD"), *(Text(dollars(plan["usd"][case]), "bold") for case in CASES)
-        )
+    priced = [backend["name"] for backend in plan["backends"] if backend["usd"]]
+    if len(plan["backends"]) > 1 and priced:
+        name = "together" if len(priced) == len(plan["backends"]) else f"only the {priced[0]}"
+        table.add_row(Text(name, "bold"), Text("USD"), *(Text(dollars(plan["usd"][case]), "bold") for case in CASES))
     if plan["max_usd"] is not None:
         notes.append(f"The run stops at {dollars(plan['max_usd'])}, resumable.")
-    return Group(Text(head), "", table, "", Text("\n".join(notes), style="dim"))
+    return Group(Text(_head(plan)), "", table, "", Text("\n".join(notes), style="dim"))
+
+
+def _head(plan: Mapping[str, Any]) -> str:
+    done, fewest, most = plan["rounds_done"], plan["rounds"]["low"], plan["rounds"]["high"]
+    text = f"{plan['pool']:,} rows in the pool, {plan['rows_per_round']:,} judged per round, "
+    text += f"{most} rounds" if fewest == most else f"{fewest} to {most} rounds"
+    text += f", {done} of them done" if done else ""
+    return text + (f"; round {done + 1} has begun, its calls are counted one by one" if plan["rows_in_work"] else "")
 
 
 def _rows(backend: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -53,5 +59,5 @@ def _note(backend: Mapping[str, Any]) -> str:
         else "no price is known; give price: {input: ..., output: ...}"
     )
     if backend["ledger_share"]:
-        text += f"; {percent(backend['ledger_share'])} of a sample is in the ledger already and costs nothing"
+        text += f"; {percent(backend['ledger_share'])} of the calls about a sample are in the ledger and free"
     return text + "."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Any
 
 from engine.artifacts import Step
@@ -12,16 +14,30 @@ from engine.judging.pairwise import FIRST, SECOND, conversation, row_fields
 from engine.judging.prompts import load_prompt, render
 from engine.schema import ANSWER, ID, RESPONSE, ROW
 from engine.store import Store
+from engine.yaml_document import parse_yaml
 
 
-def render_row(row: str, source: str, prompt: str, answer: str | None, order: str) -> list[dict[str, str]]:
-    """The chat messages for one row.
+@dataclass(frozen=True)
+class Preview:
+    """One request.
+
+    Attributes:
+        messages: as they are sent.
+        stands_in: nobody has answered the row, so its own response is shown in the answer's place.
+    """
+
+    messages: list[dict[str, str]]
+    stands_in: bool
+
+
+def render_row(row: str, source: str, prompt: str | None, answer: str | None, order: str) -> Preview:
+    """The request about one row.
 
     Args:
         row: row number or id.
         source: run folder, or anything `iterselect inspect` reads.
-        prompt: name, name/version or path.
-        answer: the model's answer; None: the one on record in the run, else the reference itself.
+        prompt: name, name/version or path; None: the one of the run's judge, else "pairwise".
+        answer: the model's answer; None: the one on record in the run, else the row's own response.
         order: "first" or "second".
 
     Raises:
@@ -29,19 +45,30 @@ def render_row(row: str, source: str, prompt: str, answer: str | None, order: st
     """
     if order not in (FIRST, SECOND):
         raise ConfigError(f"no order {order!r}", fix="first or second", code="E262")
-    found = find_row(row, source)
-    chosen = load_prompt(prompt)
-    if chosen.kind == "rating":
-        return render(chosen, {"conversation": conversation(found), "answer": found[RESPONSE]})
-    filled = answer if answer is not None else recorded_answer(found[ROW], source) or found[RESPONSE]
-    return render(chosen, row_fields({**found, ANSWER: filled}, order))
-
-
-def find_row(row: str, source: str) -> dict[str, Any]:
-    """A row of the pool of a run folder, or of a data file."""
     store = Store(source)
-    if store.exists("status.json"):
-        step = _newest(store, "steps", "ingest-")
+    run = store if store.exists("status.json") else None
+    chosen = load_prompt(prompt or (run and judge_prompt(run)) or "pairwise")
+    found = find_row(row, source, run)
+    if chosen.kind == "rating":
+        return Preview(render(chosen, {"conversation": conversation(found), "answer": found[RESPONSE]}), False)
+    if answer is None and run is not None:
+        answer = recorded_answer(run, found[ROW])
+    filled = {**found, ANSWER: found[RESPONSE] if answer is None else answer}
+    return Preview(render(chosen, row_fields(filled, order)), answer is None)
+
+
+def judge_prompt(run: Store) -> str | None:
+    """The prompt that the judge of a run was given, None when it is no model."""
+    if not run.exists("config.yaml"):
+        return None
+    config = parse_yaml(run.read_bytes("config.yaml").decode(), run.path("config.yaml")).value
+    return (config["recipe"].get("judge") or {}).get("prompt")
+
+
+def find_row(row: str, source: str, run: Store | None) -> dict[str, Any]:
+    """A row of the pool of a run, or of a data file."""
+    if run is not None:
+        step = _newest(run, "steps", "ingest-")
         tables = (step.read(part.index) for part in step.require().parts) if step else ()
     else:
         tables = Ingest(resolve_inputs(source), IngestOptions(), lambda reject: None)
@@ -53,11 +80,10 @@ def find_row(row: str, source: str) -> dict[str, Any]:
     raise ConfigError(f"no row {row} in {source}", fix="give a row number from 0, or an id", code="E261")
 
 
-def recorded_answer(row: int, source: str) -> str | None:
-    """The answer that a run recorded for a row, None when it was in no batch."""
-    store = Store(source)
-    for number in store.list("rounds"):
-        step = _newest(store, f"rounds/{number}", "answers-")
+def recorded_answer(run: Store, row: int) -> str | None:
+    """The answer that a run recorded for a row, None when it was in no batch or the answer failed."""
+    for number in run.list("rounds"):
+        step = _newest(run, f"rounds/{number}", "answers-")
         if step is not None:
             table = step.read_all([ROW, ANSWER])
             rows = table[ROW].to_pylist()
@@ -67,7 +93,9 @@ def recorded_answer(row: int, source: str) -> str | None:
 
 
 def _newest(store: Store, folder: str, prefix: str) -> Step | None:
-    """A complete step of a folder; the last by name when settings were changed in between."""
-    names = [name for name in store.list(folder) if name.startswith(prefix)]
-    complete = [name for name in names if store.exists(f"{folder}/{name}/step.json")]
-    return Step.at(store, f"{folder}/{complete[-1]}") if complete else None
+    """A complete step of a folder: the last to be finished where settings were changed in between."""
+    names = [f"{folder}/{name}" for name in store.list(folder) if name.startswith(prefix)]
+    complete = [name for name in names if store.exists(f"{name}/step.json")]
+    if store.is_local:
+        complete.sort(key=lambda name: os.stat(store.path(f"{name}/step.json")).st_mtime_ns)
+    return Step.at(store, complete[-1]) if complete else None

@@ -54,6 +54,18 @@ class Reply:
         return Reply(**{"text": "", "finish": "stop", **fields}, calls=0)
 
 
+class RowFailed(Exception):
+    """A row that gets no answer, verdict or rating; the message goes to the error column.
+
+    Attributes:
+        replies: what was paid for it all the same.
+    """
+
+    def __init__(self, why: str, replies: Sequence[Reply] = ()) -> None:
+        super().__init__(why)
+        self.replies = list(replies)
+
+
 def read_reply(body: bytes, request_id: str = "") -> Reply:
     """The reply in the body of a 200.
 

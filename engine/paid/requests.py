@@ -60,9 +60,9 @@ class Request:
 
     def most_tokens_in(self) -> int:
         """An upper bound of the prompt's tokens: a token of a byte-level vocabulary is at least one byte."""
-        text = sum(len(str(message.get("content") or "").encode("utf-8", "replace")) for message in self.messages)
-        rest = len(canonical_json([self.schema, self.tools])) if self.schema or self.tools else 0
-        return text + rest + MESSAGE_OVERHEAD_TOKENS * (len(self.messages) + 1)
+        said = [self.messages, self.schema, self.tools, self.extra]
+        size = len(canonical_json(said).encode("utf-8", "replace"))
+        return size + MESSAGE_OVERHEAD_TOKENS * (len(self.messages) + 1)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ BASE_S, LONGEST_S = 0.5, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 BREAKER_FAILURES = 20  # in a row, without one answer between them
 
-Verdict = Literal["limited", "again", "row", "run"]
+Outcome = Literal["limited", "again", "row", "run"]
+FLAGGED = ("flagged", "moderation", "content_policy", "content_filter", "content filter", "content policy")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Failure:
         maybe_paid: the request may have been worked on and charged.
     """
 
-    what: Verdict
+    what: Outcome
     code: str
     message: str
     retry_after_s: float | None = None
@@ -107,11 +108,11 @@ def classify(status: int, body: Any, headers: Mapping[str, str]) -> Failure:
         return Failure("run", "insufficient_quota", message)
     if status == 429:
         return Failure("limited", "http_429", message, retry_after_s(headers))
-    if "content_filter" in code or "content_policy" in code:
+    if status < 500 and any(word in f"{code} {message}".lower() for word in FLAGGED):
         return Failure("row", "content_filter", message)
     if status == 401:  # the endpoint's own words may repeat part of the key
         return Failure("run", "http_401", "the key was not accepted")
-    if status in (403, 404):
+    if status in (403, 404, 405) or status < 400:  # a redirect: base_url is not quite the endpoint
         return Failure("run", f"http_{status}", message)
     if status in (408, 409, 425) or status >= 500:
         return Failure("again", f"http_{status}", message, retry_after_s(headers))
@@ -128,9 +129,12 @@ def run_error(failure: Failure, endpoint: str, key_name: str | None) -> Itersele
         )
     fixes = {
         "http_401": f"check the key in ${key_name}" if key_name else "set api_key_env to the variable with the key",
-        "http_403": f"check what the key in ${key_name} may use",
+        "http_403": f"check what the key in ${key_name} may use" if key_name else "set api_key_env",
         "http_404": "check model and base_url (it usually ends in /v1)",
+        "http_405": "check base_url (it usually ends in /v1)",
     }
+    if failure.code.startswith("http_3"):
+        fixes[failure.code] = "check base_url: it redirects (http instead of https?)"
     return EnvironmentProblem(
         f"{endpoint} refuses the calls ({failure.code}): {failure.message}",
         fix=fixes.get(failure.code, "start the endpoint, then run the same command again: answered calls are kept"),
@@ -152,6 +156,7 @@ class Breaker:
         self.give_up_after_s, self.clock = give_up_after_s, clock
         self.failures, self.waits = 0, 0
         self.silent_since, self.next_probe = 0.0, 0.0
+        self.limited_since: float | None = None
         self.gave_up: EnvironmentProblem | None = None
 
     async def wait(self) -> None:
@@ -171,7 +176,24 @@ class Breaker:
             await asyncio.sleep(min(self.next_probe - now, 1.0))
 
     def ok(self) -> None:
-        self.failures, self.waits = 0, 0
+        self.failures, self.waits, self.limited_since = 0, 0, None
+
+    def limited(self, failure: Failure, endpoint: str) -> None:
+        """Counts a 429.
+
+        Raises:
+            EnvironmentProblem: E363, it says nothing else for `give_up_after_s`.
+        """
+        now = self.clock()
+        self.limited_since = now if self.limited_since is None else self.limited_since
+        if now - self.limited_since >= self.give_up_after_s:
+            raise EnvironmentProblem(
+                f"{endpoint} has only said 429 for {now - self.limited_since:.0f} s",
+                why=f"its own words: {failure.message}",
+                fix="perhaps a limit per day: run the same command again later, answered calls are kept; or lower "
+                "requests_per_minute, tokens_per_minute or concurrency",
+                code="E363",
+            )
 
     def failed(self, failure: Failure, endpoint: str) -> None:
         """Counts a failure.

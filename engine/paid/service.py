@@ -5,11 +5,13 @@ Nothing is started until a step has calls to make. It knows nothing of what is a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from typing import Any
 
 import pyarrow as pa
@@ -18,28 +20,30 @@ from engine.artifacts import Source, Step, StepRecord
 from engine.config import PaidConfig, RunConfig
 from engine.config_base import Strict
 from engine.config_endpoint import EXECUTION, EndpointConfig, OpenAIGeneratorConfig, OpenAIJudgeConfig
-from engine.errors import ConfigError
-from engine.judging.prompts import load_prompt
-from engine.paid.batch_files import waiting_for_batch, write_batch
+from engine.errors import BudgetReached, ConfigError
+from engine.judging.prompts import DATA_RULES, Prompt, load_prompt
+from engine.paid.batch_files import Missing, waiting_for_batch, write_batch
 from engine.paid.client import Endpoint
 from engine.paid.ledger import LedgerIndex
 from engine.paid.limits import Limiter, Limits
-from engine.paid.prices import price_of
+from engine.paid.prices import price_of, usd_of
 from engine.paid.stages import (
     Calls,
     OpenAIGenerator,
     OpenAIJudge,
     PaidWorker,
+    generator_asks,
     judge_asks,
     judge_settings,
     round_of,
-    sampling,
 )
 from engine.runtime import Group, Resources, Runtime, StageSpec, map_on_group, pending_parts, run_pass
 from engine.store import Store
 
 RUN_ID_FILE, RETRIES_FILE = "run_id", "retries.json"
 LIVE_INTERVAL_S = 1.0
+JUDGING_VERSION = 1  # raised by hand when parsing, escaping or the rule of the two orders changes
+JUDGING_DATA = ("canaries.jsonl", "prompt_files/suspect_phrases.txt")
 
 
 class PaidRun:
@@ -71,7 +75,7 @@ class PaidRun:
         if self._limiter is None:
             limits = {"max_usd": self.config.max_usd, "max_usd_per_round": self.config.max_usd_per_round}
             member = {"ledger": self.ledger, "run": self.run, **limits}
-            self._limiter = self.runtime.group(Limiter, [member], Resources(resident=True))
+            self._limiter = self.runtime.group(Limiter, [member], Resources(resident=True, apart=True))
         return self._limiter
 
     def retries(self, name: str) -> int:
@@ -99,7 +103,7 @@ class PaidRun:
         finally:
             stop.set()
             thread.join()
-            tell()
+        tell()
 
     def facts(self) -> dict[str, Any]:
         """Calls, tokens and USD of the whole run, from the ledger; empty when it never called."""
@@ -141,30 +145,27 @@ def retry_failed(store: Store) -> list[str]:
     Returns:
         Names of the steps.
     """
-    retries, marked = read_retries(store), []
+    retries, marked = read_retries(store), list[str]()
     for number in store.list("rounds"):
-        newest: dict[str, StepRecord] = {}
         for folder in store.list(f"rounds/{number}"):
-            if not folder.startswith(("answers-", "verdicts-")):
-                continue
-            if store.exists(f"rounds/{number}/{folder}/step.json"):
+            paid = folder.startswith(("answers-", "verdicts-"))
+            if paid and store.exists(f"rounds/{number}/{folder}/step.json"):
                 record = StepRecord.from_json(store.read_bytes(f"rounds/{number}/{folder}/step.json"))
-                if record.settings.get("retry", 0) == retries.get(record.name, 0):
-                    newest[record.name] = record
-        marked += [name for name, record in newest.items() if record.failed]
+                if record.failed and record.settings.get("retry", 0) == retries.get(record.name, 0):
+                    marked.append(record.name)
+    marked = sorted(set(marked))  # steps of other settings in the same folder have the same names
     if marked:
         store.write_bytes(RETRIES_FILE, json.dumps({**retries, **{n: retries.get(n, 0) + 1 for n in marked}}).encode())
     return marked
 
 
-def check_money(paid: PaidConfig, config: EndpointConfig) -> None:
+def check_money(caps: Sequence[float | None], config: EndpointConfig) -> None:
     """A cap that cannot be kept is refused.
 
     Raises:
         ConfigError: E260, there is a cap and nobody knows the price.
     """
-    capped = paid.max_usd is not None or paid.max_usd_per_round is not None
-    if capped and price_of(config) is None:
+    if any(cap is not None for cap in caps) and price_of(config) is None:
         raise ConfigError(
             f"max_usd is set, but the price of {config.model!r} at {config.base_url} is not known",
             fix="give price: {input: ..., output: ...} in USD per million tokens (0 for a server of your own)",
@@ -193,6 +194,13 @@ def endpoint_of(config: EndpointConfig) -> Endpoint:
 def identity_of(config: Strict) -> dict[str, Any]:
     """What determines the replies: every setting but those of how calls are made."""
     return {name: value for name, value in config.model_dump().items() if name not in EXECUTION}
+
+
+def judging_identity(prompt: Prompt) -> dict[str, Any]:
+    """What determines verdicts beside the settings: the prompt, and the data that a release may change."""
+    data = [files("engine.judging").joinpath(name).read_bytes() for name in JUDGING_DATA]
+    rules = hashlib.sha256(b"\0".join([*data, DATA_RULES.encode()])).hexdigest()
+    return {"prompt_sha": prompt.sha, "rules_sha": rules, "version": JUDGING_VERSION}
 
 
 class PaidBackend:
@@ -240,7 +248,7 @@ class PaidBackend:
         if self.group is None:
             stage = self._stage(retry)
             shards = [{"stage": stage, "number": number} for number in range(self.config.processes)]
-            resources = Resources(resident=True, concurrency=self.config.parts)
+            resources = Resources(resident=True, apart=True, concurrency=self.config.parts)
             self.group, self.retry = self.paid.runtime.group(PaidWorker, shards, resources), retry
         return self.group
 
@@ -249,13 +257,36 @@ class PaidBackend:
         stage = self.factory(self._calls(None), "batch", retry, **self.settings)
         try:
             parts = [source.read(index) for index in pending_parts(source, target)]
-            missing = [call for table in parts for call in stage.missing(table, round_of(target))]
+            found = [call for table in parts for call in stage.missing(table, round_of(target))]
         finally:
             stage.close()
+        missing = list({call.key: call for call in found}.values())  # two rows may ask the same
         if missing:
             price, discount = price_of(self.config), self.config.batch_discount
-            files = write_batch(self.paid.store, target.name, missing, price, discount, self.paid.run)
-            raise waiting_for_batch(self.paid.store, files, len(missing))
+            self._check_caps(missing, round_of(target))
+            written = write_batch(self.paid.store, target.name, missing, price, discount, self.paid.run)
+            raise waiting_for_batch(self.paid.store, written, len(missing))
+
+    def _check_caps(self, missing: Sequence[Missing], round_number: int) -> None:
+        """A batch is written only if it cannot cost more than what the caps leave.
+
+        Raises:
+            BudgetReached: E510 of the run, E511 of the round.
+        """
+        price, discount = price_of(self.config), self.config.batch_discount
+        asked = [call.request for call in missing]
+        most = (1 - discount) * sum(usd_of(price, one.most_tokens_in(), one.max_tokens) for one in asked)
+        index = LedgerIndex(self.paid.ledger)
+        index.refresh()
+        caps = self.paid.config.max_usd, self.paid.config.max_usd_per_round
+        for cap, number, code in ((caps[0], None, "E510"), (caps[1], round_number, "E511")):
+            spent = index.totals(self.paid.run, round=number).cost_usd
+            if cap is not None and spent + most > cap:
+                raise BudgetReached(
+                    f"the batch may cost up to ${most:.4f}; ${spent:.4f} of ${cap:.4f} are spent",
+                    fix="raise the cap, or lower recipe.batch_size, and run the same command again",
+                    code=code,
+                )
 
     def _calls(self, limiter: Group | None) -> Calls:
         endpoint, run = endpoint_of(self.config), self.paid.run
@@ -263,33 +294,33 @@ class PaidBackend:
 
     def _stage(self, retry: int) -> StageSpec:
         columns_out: list[pa.Field] = list(self.factory.columns_out)
+        # In batch mode everything is in the ledger by now, and nothing may be sent.
+        limiter = None if self.config.mode == "batch" else self.paid.limiter
         return StageSpec(
             name=self.name,
             factory=self.factory,
-            kwargs={"calls": self._calls(self.paid.limiter), "retry": retry, **self.settings},
+            kwargs={"calls": self._calls(limiter), "retry": retry, **self.settings},
             columns_in=self.factory.columns_in,
             columns_out=columns_out,
         )
 
     def close(self) -> None:
         if self.group is not None:
-            self.group.call("close")
             self.group.close()
             self.group = None
 
 
 def paid_generator(paid: PaidRun, config: OpenAIGeneratorConfig) -> PaidBackend:
     """A generator behind an OpenAI-compatible endpoint."""
-    check_money(paid.config, config)
-    asks = {**sampling(config), "max_tokens": config.max_tokens}
+    check_money((paid.config.max_usd, paid.config.max_usd_per_round), config)
     settings = {"system": config.system}
-    return PaidBackend(paid, "answer", OpenAIGenerator, config, asks, settings, identity_of(config))
+    return PaidBackend(paid, "answer", OpenAIGenerator, config, generator_asks(config), settings, identity_of(config))
 
 
 def paid_judge(paid: PaidRun, config: OpenAIJudgeConfig, seed: int) -> PaidBackend:
     """A judge behind an OpenAI-compatible endpoint. `seed` draws its canaries."""
-    check_money(paid.config, config)
+    check_money((paid.config.max_usd, paid.config.max_usd_per_round), config)
     prompt = load_prompt(config.prompt, "pairwise")
-    identity = {**identity_of(config), "prompt": f"{prompt.name}/v{prompt.version}", "prompt_sha": prompt.sha}
+    identity = {**identity_of(config), "prompt": f"{prompt.name}/v{prompt.version}", **judging_identity(prompt)}
     asks, settings = judge_asks(config, prompt), judge_settings(config, prompt, seed)
     return PaidBackend(paid, "judge", OpenAIJudge, config, asks, settings, identity)

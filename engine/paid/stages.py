@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from engine.artifacts import Step
-from engine.config_endpoint import EndpointConfig, JudgingConfig, OpenAIJudgeConfig
+from engine.config_endpoint import EndpointConfig, JudgingConfig, OpenAIGeneratorConfig, OpenAIJudgeConfig
 from engine.judging.canaries import canaries_for
-from engine.judging.pairwise import JUDGED_COLUMNS, Pairwise, Unreadable, conversation, cost_columns, reminder
+from engine.judging.pairwise import JUDGED_COLUMNS, Pairwise, conversation, cost_columns, reminder
 from engine.judging.prompts import Prompt, render
 from engine.judging.verdicts import parse_rating
 from engine.paid.batch_files import BatchClient, Missing, NotAnswered
-from engine.paid.client import CallFailed, Endpoint, PaidClient
-from engine.paid.replies import Reply
+from engine.paid.client import Endpoint, PaidClient
+from engine.paid.replies import Reply, RowFailed
 from engine.paid.requests import Request
 from engine.runtime import Group, PartWorker, StageSpec
 from engine.schema import ANSWER, ANSWER_COLUMNS, ERROR, ID, MESSAGES, RESPONSE, TOOLS, id_words
@@ -117,8 +117,10 @@ class PaidStage:
         outcomes = await asyncio.gather(*self.work(rows), return_exceptions=True)
         results = []
         for outcome in outcomes:
-            if isinstance(outcome, (CallFailed, Unreadable, NotAnswered)):
+            if isinstance(outcome, NotAnswered):
                 outcome = {ERROR: str(outcome)}
+            elif isinstance(outcome, RowFailed):
+                outcome = {ERROR: str(outcome), **cost_columns(outcome.replies)}
             elif isinstance(outcome, BaseException):
                 raise outcome
             results.append(outcome)
@@ -253,6 +255,11 @@ def sampling(config: EndpointConfig) -> dict[str, Any]:
         "seed": config.sampling_seed,
         "extra": config.extra_body,
     }
+
+
+def generator_asks(config: OpenAIGeneratorConfig) -> dict[str, Any]:
+    """Request fields of a generator's calls."""
+    return {**sampling(config), "max_tokens": config.max_tokens}
 
 
 def judge_asks(config: OpenAIJudgeConfig, prompt: Prompt) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Context:
             raise TooManyFailures(
                 f"{failed} of {rows} rows failed ({failed / rows:.1%}); the limit is {self.config.max_failed:.1%}",
                 where=what,
-                fix=f"read the `error` column in {self.store.path(what)}, or raise max_failed",
+                fix=f"read the `error` column in {self.store.path(what)}; raise max_failed, or run again with "
+                "--retry-failed when calls failed",
             )
 
     def select_rows(self, name: str, rows_I: np.ndarray, reason: str, settings: Mapping[str, Any]) -> Step:

@@ -6,11 +6,13 @@ those of a run that nobody disturbed.
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +22,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from engine.local import LocalRuntime
+from engine.config import RuntimeConfig
 from engine.paid.ledger import LedgerIndex, Totals
 from engine.paid.ledger_tools import verify
 from engine.store import Store
@@ -33,6 +35,7 @@ from tests.runs import config_for, outputs, run_local, run_ray
 ROWS, CONCURRENCY = 300, 16
 KILLS, MEMBER_KILLS, OTHER_KILLS = 92, 10, 2
 LATENCY_S = 0.03
+CAP_USD = 20.0
 REFUSED = {"rate_limited": 0.1, "retry_after_s": 0.05, "server_error_500": 0.05, "unavailable_503": 0.05}
 pytestmark = pytest.mark.slow
 
@@ -194,42 +197,65 @@ def verdicts(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def slow_server() -> Iterator[FakeServer]:
-    with FakeServer(latency_s=0.3) as server:
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
         yield server
+
+
+@contextmanager
+def killing(server: FakeServer, out: Path, rng: random.Random, cap_usd: float, counts: Counter[str]) -> Iterator[None]:
+    """Kills members while the block runs; then the books of the folder must be right."""
+    server.reset()
+    killer = Killer(rng, server.port)
+    killer.start()
+    try:
+        yield
+    finally:
+        killer.over.set()
+        killer.join()
+    kills = killer.kills.total()
+    books = Books(server, out / "ledger", CONCURRENCY, unknown=kills * CONCURRENCY)
+    stats = books.check_finished(cap_usd, kills)
+    counts.update(killer.kills, repeated=stats["repeated_completed"], in_doubt=books.totals.in_doubt)
+    counts.update(calls=stats["completed"], runs=1)
 
 
 @pytest.mark.ray
 def test_members_are_killed(
-    small_pool: Path, slow_server: FakeServer, tmp_path: Path, ray_cluster: Any, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, undisturbed: pa.Table, tmp_path: Path, ray_cluster: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url, rng, counts, run, cap_usd = slow_server.url, random.Random(12), Counter[str](), 0, 20.0
-    judge = (
-        "recipe.judge={kind: openai, model: m, api_key_env: null, price: {input: 1.0, output: 2.0}, "
-        f"processes: 2, concurrency: 8, base_url: '{url}'}}"
-    )
-    overrides = (judge, "recipe.max_rounds=1", "recipe.part_rows=8", f"paid.max_usd={cap_usd}")
-    slow_server.faults(latency_s=0.0)
-    run_local(config_for(small_pool, tmp_path / "undisturbed", *overrides), Recorder())
-    slow_server.faults(latency_s=0.3)
-    reference = outputs(tmp_path / "undisturbed"), verdicts(tmp_path / "undisturbed")
-    deadline = time.monotonic() + 600
+    from actors.cluster import plan, resources
+    from actors.runtime import RayRuntime
+
+    rng, counts, deadline = random.Random(12), Counter[str](), time.monotonic() + 600
+    server.faults(latency_s=0.2)
+    config = judge_config(server.url, processes=2, concurrency=CONCURRENCY)
     while counts["caller"] < MEMBER_KILLS or counts["other"] < OTHER_KILLS:
         assert time.monotonic() < deadline, f"only {dict(counts)} could be killed"
-        out = tmp_path / f"out{run}"
-        slow_server.reset()
-        books, killer = Books(slow_server, out / "ledger", in_flight=8), Killer(rng, slow_server.port)
-        killer.start()
-        try:
-            run_ray(config_for(small_pool, out, *overrides), Recorder(), workers=2, shards=2)
-        finally:
-            killer.over.set()
-            killer.join()
-        books.unknown = killer.kills.total() * books.in_flight  # the check is only made at the end
-        stats = books.check_finished(cap_usd, killer.kills.total())
-        assert (outputs(out), verdicts(out)) == reference
-        counts.update(killer.kills, repeated=stats["repeated_completed"], in_doubt=books.totals.in_doubt)
-        counts.update(calls=stats["completed"])
-        run += 1
+        out = tmp_path / f"out{counts['runs']}"
+        runtime = RayRuntime(plan(resources(), RuntimeConfig(workers=2)), Recorder())
+        with killing(server, out, rng, CAP_USD, counts):
+            table = judge_rows(out, make_rows(ROWS), config, runtime, max_usd=CAP_USD)
+        assert table.equals(undisturbed)
     with capsys.disabled():
-        print(f"\n{run} runs, {counts['caller']} judges and {counts['other']} other hosts killed: {dict(counts)}")
+        print(f"\n{counts['caller']} judges and {counts['other']} other hosts killed: {dict(counts)}, lost 0")
+
+
+@pytest.mark.ray
+def test_members_of_a_whole_run_are_killed(
+    small_pool: Path, server: FakeServer, tmp_path: Path, ray_cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, counts = random.Random(13), Counter[str]()
+    endpoint = {"kind": "openai", "model": "m", "base_url": server.url, "api_key_env": None, "price": PRICE}
+    judge = {**endpoint, "processes": 2, "concurrency": 4, "canaries": 0.5}
+    overrides = (f"recipe.judge={json.dumps(judge)}", f"paid.max_usd={CAP_USD}", "recipe.part_rows=2")
+    run_local(config_for(small_pool, tmp_path / "undisturbed", *overrides), Recorder())
+    reference = outputs(tmp_path / "undisturbed"), verdicts(tmp_path / "undisturbed")
+    server.faults(latency_s=0.5)
+    out = tmp_path / "out"
+    with killing(server, out, rng, CAP_USD, counts):
+        run_ray(config_for(small_pool, out, *overrides), Recorder(), workers=2, shards=2)
+    assert counts["caller"]
+    assert (outputs(out), verdicts(out)) == reference
+    with capsys.disabled():
+        print(f"\n{counts['caller']} judges and {counts['other']} other hosts killed: {dict(counts)}, lost 0")
