@@ -49,7 +49,7 @@ def judge_check(
     judge, pairs = load_judge(settings), read_gold(gold)[:limit]
     store = ledger_in(Store(ledger))
     if not yes and max_usd is None:
-        confirm(plan_check(pairs, judge, store, repeats)["usd"])
+        confirm(plan_check(pairs, judge, store, repeats))
     verdicts = 2 * len(pairs) + (repeats - 1) * min(100, len(pairs))
     console = Console(stderr=True)
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -67,21 +67,27 @@ def judge_check(
         raise TooManyFailures(f"none of the {len(pairs):,} pairs got a verdict", why=report["failure"] or "")
 
 
-def confirm(usd: dict[str, float] | None) -> None:
+def confirm(plan: dict[str, Any]) -> None:
     """Asks before a check that is likely to cost more than a run may without asking.
 
     Raises:
-        ConfigError: E263, there is nobody to ask.
+        ConfigError: E263, there is nobody to ask; E264, the answer was no.
     """
     from engine.config import PaidConfig
 
-    if usd is None or usd["likely"] <= PaidConfig().confirm_above_usd:
+    usd = plan["usd"]
+    if not plan["calls"] or (usd is not None and usd["likely"] <= PaidConfig().confirm_above_usd):
         return
-    question = f"The calls of this check are likely to cost ${usd['likely']:,.2f} (at most ${usd['high']:,.2f})"
+    question = (
+        f"What the {plan['calls']:,} calls of this check cost is not known (give price={{input: ..., output: ...}})"
+    )
+    if usd is not None:
+        question = f"The {plan['calls']:,} calls of this check are likely to cost ${usd['likely']:,.2f}"
+        question += f" (at most ${usd['high']:,.2f})"
     if not sys.stdin.isatty():
         raise ConfigError(question, fix="give --yes, or a cap: --max-usd; --limit asks about fewer pairs", code="E263")
     if not typer.confirm(f"{question}. Go on?"):
-        raise typer.Exit(2)
+        raise ConfigError("not started", code="E264")
 
 
 @prompts_app.command("ls")

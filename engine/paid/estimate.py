@@ -131,8 +131,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         `pool`, `rows_per_round`, `rounds` (by case), `rounds_done`, `rows_in_work` (of a round that has begun), `over`
         (no round will follow); `backends`: per backend `name`, `model`, `price` (USD per million tokens in and out, or
         None), `ledger_share` (of the sample's calls that are answered already), and by case `calls`, `tokens_in`,
-        `tokens_out`, `usd` (None without a price), `minutes` at its limits (None without limits); `usd` by case for
-        those whose price is known, None when there are none; `max_usd`.
+        `tokens_out`, `usd` (None for calls whose price is not known), `minutes` at its limits (None without limits);
+        `usd` by case for all of them, None when one is not known; `max_usd`.
 
     Raises:
         DataError, ConfigError, EnvironmentProblem: as a run would.
@@ -150,7 +150,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     rows = Rows(new, max(1, sample.rows - len(at.asked)))
     batch = sample.table.slice(0, 0) if at.batch is None else at.batch
     plans = [_figures(backend, rows) for backend in backends_of(config, sample.table, batch)]
-    priced = [plan for plan in plans if plan["price"] is not None]
+    priced = all(plan["usd"] for plan in plans)
     return {
         "pool": sample.rows,
         "rows_per_round": size,
@@ -159,9 +159,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "rows_in_work": batch.num_rows,
         "over": at.over,
         "backends": plans,
-        "usd": {case: sum(plan["usd"][case] for plan in priced) for case in CASES}
-        if len(priced) == len(plans)
-        else None,
+        "usd": {case: sum(plan["usd"][case] for plan in plans) for case in CASES} if priced else None,
         "max_usd": config.paid.max_usd,
     }
 
@@ -299,15 +297,16 @@ def _figures(backend: Backend, rows: Rows) -> dict[str, Any]:
     tokens_out = {case: round(calls[case] * backend.tokens_out[case]) for case in CASES}
     price, usd, minutes = price_of(config), None, None
     discount = config.batch_discount if config.mode == "batch" else 0.0
-    if price is not None:
+    if price is not None or calls["high"] == 0:
         per_call = {c: (tokens_in[c] / max(1, calls[c]), backend.tokens_out[c]) for c in CASES}
         usd = {c: (1 - discount) * calls[c] * usd_of(price, *per_call[c]) for c in CASES}
     if config.mode == "online" and (config.requests_per_minute or config.tokens_per_minute):
         per_minute = config.requests_per_minute or float("inf"), config.tokens_per_minute or float("inf")
         minutes = {c: max(calls[c] / per_minute[0], (tokens_in[c] + tokens_out[c]) / per_minute[1]) for c in CASES}
     return {
-        "name": backend.name, "model": config.model, "price": price and price[:2], "ledger_share": round(sample.share, 4),
-        "calls": calls, "tokens_in": tokens_in, "tokens_out": tokens_out, "usd": usd, "minutes": minutes,
+        "name": backend.name, "model": config.model, "price": price and price[:2],
+        "ledger_share": round(sample.share, 4), "calls": calls, "tokens_in": tokens_in, "tokens_out": tokens_out,
+        "usd": usd, "minutes": minutes,
     }  # fmt: skip
 
 

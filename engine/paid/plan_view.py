@@ -23,10 +23,9 @@ def render(plan: Mapping[str, Any]) -> RenderableType:
             table.add_row(Text(line(f"{backend['name']} {backend['model']}")), Text(name), *map(Text, cells))
         table.add_section()
     notes = [_note(backend) for backend in plan["backends"]]
-    priced = [backend["name"] for backend in plan["backends"] if backend["usd"]]
-    if len(plan["backends"]) > 1 and priced:
-        name = "together" if len(priced) == len(plan["backends"]) else f"only the {priced[0]}"
-        table.add_row(Text(name, "bold"), Text("USD"), *(Text(dollars(plan["usd"][case]), "bold") for case in CASES))
+    if len(plan["backends"]) > 1:
+        cells = [dollars(plan["usd"][case]) if plan["usd"] else "unknown" for case in CASES]
+        table.add_row(Text("together", "bold"), Text("USD"), *(Text(cell, "bold") for cell in cells))
     if plan["max_usd"] is not None:
         notes.append(f"The run stops at {dollars(plan['max_usd'])}, resumable.")
     return Group(Text(_head(plan)), "", table, "", Text("\n".join(notes), style="dim"))

@@ -279,3 +279,44 @@ def test_generated_answers_are_recorded_like_verdicts(server: FakeServer, tmp_pa
     again = answer_rows(tmp_path / "again", rows, generator_config(server.url, max_tokens=16), **shared)
     assert again.equals(found)
     assert server.stats()["completed"] == 30
+
+
+def test_a_call_that_was_never_sent_costs_nothing(tmp_path: Path) -> None:
+    config = judge_config("http://127.0.0.1:9/v1", max_attempts=1)
+    found = judge_rows(tmp_path / "out", make_rows(4), config)
+    assert all(error.startswith("connection") for error in found["error"].to_pylist())
+    assert totals(tmp_path / "out/ledger").cost_usd == 0.0
+
+
+def test_being_told_to_wait_is_no_failure_of_the_row(server: FakeServer, tmp_path: Path) -> None:
+    server.faults(rate_limited=0.5, retry_after="ms", retry_after_s=0.01)
+    found = judge_rows(tmp_path / "out", make_rows(30), judge_config(server.url, max_attempts=1))
+    assert found["verdict"].to_pylist() == [expected(number) for number in range(30)]
+    server.faults(rate_limited=1.0, retry_after="ms", retry_after_s=0.01)
+    with pytest.raises(EnvironmentProblem, match="has only said 429") as stopped:
+        judge_rows(tmp_path / "never", make_rows(4), judge_config(server.url, give_up_after_s=1.0))
+    assert stopped.value.code == "E363"
+
+
+def test_the_same_request_of_two_rows_is_paid_once(server: FakeServer, tmp_path: Path) -> None:
+    rows = make_rows(100)
+    twins = [{**rows[0], "id": row["id"]} for row in rows]
+    answer_rows(tmp_path / "out", twins, generator_config(server.url, parts=1))
+    assert server.stats()["completed"] == totals(tmp_path / "out/ledger").calls == 1
+
+
+def test_a_batch_is_not_written_beyond_the_cap(server: FakeServer, tmp_path: Path) -> None:
+    with pytest.raises(BudgetReached, match="the batch may cost") as stopped:
+        judge_rows(tmp_path / "out", make_rows(40), judge_config(server.url, mode="batch"), max_usd=0.001)
+    assert stopped.value.code == "E510"
+    assert not (tmp_path / "out/batches").exists()
+
+
+def test_a_full_disk_leaves_the_call_in_doubt_and_charged(server: FakeServer, small_disk: Path) -> None:
+    server.faults(latency_s=0.05)
+    rows = make_rows(1500)
+    with pytest.raises((EnvironmentProblem, OSError)):
+        judge_rows(small_disk / "out", rows, judge_config(server.url, concurrency=8, max_tokens=8))
+    found = totals(small_disk / "out/ledger")
+    assert found.calls <= server.stats()["completed"] <= found.calls + found.in_doubt + found.spoiled + 8
+    assert found.cost_usd > 0

@@ -61,7 +61,7 @@ def test_local_and_ray_pay_for_the_same_calls_and_select_the_same(
     run_local(paid_config(small_pool, tmp_path / "local", server), Recorder())
     local = server.stats()
     server.reset()
-    run_ray(paid_config(small_pool, tmp_path / "ray", server, processes=2), Recorder(), 2, 3)
+    run_ray(paid_config(small_pool, tmp_path / "ray", server, processes=2, parts=1), Recorder(), 2, 3)
     ray = server.stats()
     assert outputs(tmp_path / "ray") == outputs(tmp_path / "local")
     assert ray["distinct_completed"] == local["distinct_completed"] == ray["completed"]

@@ -1,0 +1,289 @@
+"""Token log-probabilities: how likely a causal language model finds each response, with its prompt and without.
+
+    s = -(1/n) sum_i log p(w_i | context, w_<i)      natural logarithm, n tokens of the response
+
+`nll_conditioned` is s after the prompt, `nll_alone` s after the bare response marker (engine/models/contexts.py); both
+over the same n tokens of one tokenisation. Perplexity is exp(s). Source: Cherry (Li et al., arXiv 2308.12032,
+equations 1 to 4). Every sequence is computed in a batch shape, and every logit in a chunk shape, that follow from the
+row alone, so a row's score has the same bits beside any neighbours. A mixture of experts is the exception: its
+routing makes shapes of its own.
+
+It refuses to know what a score is good for.
+
+Shape letters: N rows, S sequences (two per row), B rows of a batch, L padded tokens, D width of the model, P scored
+positions, T positions of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from engine.errors import ConfigError, EnvironmentProblem
+from engine.models.batching import Batch, fixed_batches, pad_batch
+from engine.models.contexts import Contexts, Template
+from engine.models.encoder import BATCH_TOKENS, Precision, fingerprint, resolve_model, resolve_precision
+from engine.models.threads import map_batches_on_cpu
+from engine.schema import ERROR, MESSAGES, PROMPT, RESPONSE, SYSTEM, TOOLS, VECTOR
+
+NLL_CONDITIONED, NLL_ALONE = "nll_conditioned", "nll_alone"
+TOKENS_PROMPT, TOKENS_RESPONSE, TOKENS_CUT = "tokens_prompt", "tokens_response", "tokens_cut"
+
+TOKEN_SCORE_COLUMNS = [
+    pa.field(NLL_CONDITIONED, pa.float32()),  # mean NLL of the response after the prompt, in nats per token
+    pa.field(NLL_ALONE, pa.float32()),  # the same tokens after the response marker alone
+    pa.field(TOKENS_PROMPT, pa.int32()),  # tokens before the response, those of the template among them
+    pa.field(TOKENS_RESPONSE, pa.int32()),  # tokens scored
+    pa.field(TOKENS_CUT, pa.int32()),  # tokens of the response that did not fit and were not scored
+    pa.field(ERROR, pa.large_string()),  # why a row has no score; its other columns are null
+]
+
+# Float32 logits of one chunk, in bytes; torch holds about three arrays of this size, per thread.
+LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+_MOST_CHUNK_POSITIONS = {"cpu": 256, "cuda": 4096}
+
+
+class Tokens(NamedTuple):
+    """One row as token ids. `cut`: tokens of the response left out at its end; `error`: None, or why it has no score."""
+
+    context: list[int]
+    response: list[int]
+    cut: int
+    error: str | None
+
+
+class TokenScores:
+    """The stage `token_scores`: mean NLL of every response, with and without its prompt.
+
+    What is scored is the text of the last assistant message given everything before it; no end-of-turn token and no
+    hidden reasoning. A response is cut at its end where context and response exceed `max_tokens`, by the same cut in
+    both passes; a row with no room for any of it is an error row.
+
+    Args:
+        model: folder or Hugging Face id of a causal language model with safetensors weights; its code is never run.
+        max_tokens: longest context plus response; lowered to the positions the model has.
+        template: see `Contexts`.
+        precision: of weights and layers; logits and everything after them are float32. "auto": see
+            `engine.models.encoder.resolve_precision`.
+        device: "cpu", "cuda", or "auto": cuda when there is one.
+        weights: fingerprint that the model's files must have; "" accepts any.
+        hidden: return the column `vector` too: the last hidden states averaged over the context, to unit norm,
+            FixedSizeList<float16>[D] (Cherry, step 1), null in error rows.
+
+    Raises:
+        EnvironmentProblem: E320, the model cannot be loaded; E321, it is not the one of `weights`.
+        ConfigError: E230, the tokenizer has no token to start with; E233, not a causal model, or logits made in a
+            way that is not known here.
+    """
+
+    columns_in: ClassVar[tuple[str, ...]] = (MESSAGES, TOOLS, SYSTEM, PROMPT, RESPONSE)
+
+    def __init__(
+        self,
+        model: str,
+        max_tokens: int = 1024,
+        template: Template = "chat",
+        precision: Precision = "auto",
+        device: str = "auto",
+        weights: str = "",
+        hidden: bool = False,
+    ) -> None:
+        import torch
+
+        folder = resolve_model(model)
+        if weights not in ("", found := fingerprint(folder)):
+            raise EnvironmentProblem(
+                f"the model {model!r} has other files here ({found}) than where the run was started ({weights})",
+                fix="give every machine the same copy of the model, or put it on a path they share",
+                code="E321",
+            )
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        tokenizer, network = _load(model, folder, getattr(torch, resolve_precision(precision, self.device)))
+        network.to(self.device)
+        self.contexts = Contexts(tokenizer, template)
+        self.body, self.head, self.hidden = network.base_model, Head(network, self.device), hidden
+        positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        self.max_tokens = min(max_tokens, positions or max_tokens)
+        _check_model(model, network, self.head)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """N rows with `columns_in`; returns `TOKEN_SCORE_COLUMNS`, with `vector` before `error` if asked for."""
+        rows = self.tokenize(table)
+        nll_N2 = np.full((len(rows), 2), np.nan)
+        x_ND = np.zeros((len(rows), self.head.weight_VD.shape[1]), np.float32)
+        good = np.array([i for i, row in enumerate(rows) if row.error is None], np.int64)
+        if len(good):
+            nll_N2[good], x_ND[good] = self._score([rows[i] for i in good])
+        finite_N = np.isfinite(nll_N2).all(axis=1)
+        errors = [
+            row.error if row.error or ok else "the model's score is not a finite number"
+            for row, ok in zip(rows, finite_N, strict=True)
+        ]
+        lengths_N3 = np.array([[len(row.context), len(row.response), row.cut] for row in rows]).reshape(-1, 3)
+        columns = [pa.array(nll_N2[:, k].astype(np.float32), mask=~finite_N) for k in range(2)]
+        columns += [pa.array(lengths_N3[:, k].astype(np.int32), mask=~finite_N) for k in range(3)]
+        fields = list(TOKEN_SCORE_COLUMNS)
+        if self.hidden:
+            flat = pa.array(x_ND.astype(np.float16).reshape(-1))
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~finite_N)))
+            fields.insert(-1, pa.field(VECTOR, columns[-1].type))
+        return pa.table([*columns, pa.array(errors, pa.large_string())], schema=pa.schema(fields))
+
+    def tokenize(self, table: pa.Table) -> list[Tokens]:
+        """The rows as they will be scored."""
+        responses = self.contexts.encode_all(table[RESPONSE].to_pylist())
+        before = (table[name].to_pylist() for name in (MESSAGES, TOOLS, SYSTEM, PROMPT))
+        return [self._row(response, *row) for response, *row in zip(responses, *before, strict=True)]
+
+    def _row(self, response: list[int], messages: str, tools: str, system: str, prompt: str) -> Tokens:
+        from jinja2 import TemplateError
+
+        try:
+            context = self.contexts.before(messages, tools, system, prompt)
+        except (TemplateError, ValueError, TypeError) as error:
+            return Tokens([], [], 0, f"the chat template refuses the row: {error}")
+        if not response:
+            return Tokens([], [], 0, "the response has no tokens")
+        # The context without prompt may be the longer one when there is no prompt to speak of.
+        room = self.max_tokens - max(len(context), len(self.contexts.alone))
+        if room < 1:
+            return Tokens([], [], 0, f"{len(context)} tokens before the response leave no room in {self.max_tokens}")
+        return Tokens(context, response[:room], max(0, len(response) - room), None)
+
+    def _score(self, rows: list[Tokens]) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 2) float64 mean NLL with and without prompt, and (N, D) float32 unit vectors (zeros unless asked for)."""
+        alone = self.contexts.alone
+        sequences = [(row.context, row.response) for row in rows] + [(alone, row.response) for row in rows]
+        # The last token is predicted and never read.
+        inputs = [[*context, *response[:-1]] for context, response in sequences]
+        lengths_S = np.array([len(ids) for ids in inputs], np.int64)
+        nll_S = np.empty(len(sequences))
+        x_SD = np.zeros((len(sequences), self.head.weight_VD.shape[1]), np.float32)
+        batches = list(fixed_batches(lengths_S, self.max_tokens, BATCH_TOKENS[self.device]))
+        forward = functools.partial(self._forward, sequences, inputs)
+        results = map_batches_on_cpu(forward, batches) if self.device == "cpu" else map(forward, batches)
+        for batch, (nll_B, x_BD) in zip(batches, results, strict=True):
+            nll_S[batch.rows] = nll_B
+            if x_BD is not None:
+                x_SD[batch.rows] = x_BD
+        return nll_S.reshape(2, -1).T, x_SD[: len(rows)]
+
+    def _forward(
+        self, sequences: list[tuple[list[int], list[int]]], inputs: list[list[int]], batch: Batch
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mean NLL, (n,) float64, and if asked for unit vectors, (n, D) float32, of a batch's n sequences.
+
+        No attention mask: padding stands on the right, where a causal model does not look.
+        """
+        import torch
+
+        chosen = [sequences[row] for row in batch.rows.tolist()]
+        spans = [np.arange(len(response)) + len(context) - 1 for context, response in chosen]
+        counts_B = np.array([len(span) for span in spans])
+        places_P = torch.from_numpy(np.repeat(np.arange(len(chosen)), counts_B)).to(self.device)
+        positions_P = torch.from_numpy(np.concatenate(spans)).to(self.device)
+        targets_P = torch.tensor([token for _, response in chosen for token in response], device=self.device)
+        ids_BL = torch.from_numpy(pad_batch(inputs, batch, 0)[0]).to(self.device)
+        with torch.inference_mode():
+            state_BLD = self.body(input_ids=ids_BL, use_cache=False).last_hidden_state
+            nll_P = self.head.nll(state_BLD[places_P, positions_P], targets_P).cpu().numpy().astype(np.float64)
+            x_BD = self._pooled(state_BLD, [len(context) for context, _ in chosen]) if self.hidden else None
+        ends_B = np.cumsum(counts_B)[:-1]
+        return np.array([part.mean() for part in np.split(nll_P, ends_B)]), x_BD
+
+    def _pooled(self, state_BLD: Any, lengths: list[int]) -> np.ndarray:
+        import torch
+
+        length_B = torch.tensor(lengths + [1] * (len(state_BLD) - len(lengths)), device=self.device)
+        inside_BL = torch.arange(state_BLD.shape[1], device=self.device) < length_B[:, None]
+        mean_BD = (state_BLD.float() * inside_BL[:, :, None]).sum(1) / length_B[:, None]
+        return torch.nn.functional.normalize(mean_BD, dim=1)[: len(lengths)].cpu().numpy()
+
+
+class Head:
+    """From hidden states to token NLL, without ever holding the logits of more than one chunk.
+
+    The weights are held in float32, since logits of eight bits would be wrong by hundredths of a nat.
+
+    Args:
+        network: causal language model of transformers.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, network: Any, device: str) -> None:
+        layer, config = network.get_output_embeddings(), network.config.get_text_config()
+        self.weight_VD: Any = layer.weight.detach().float()
+        self.bias_V: Any = None if getattr(layer, "bias", None) is None else layer.bias.detach().float()
+        # Gemma caps its logits, Cohere multiplies and Granite divides them.
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        fitting = LOGIT_BYTES[device] // (4 * len(self.weight_VD))
+        self.chunk = max(1, min(fitting, _MOST_CHUNK_POSITIONS[device]))
+
+    def logits(self, state_TD: Any) -> Any:
+        """(T, V) float32 logits of (T, D) hidden states."""
+        import torch
+
+        logits_TV = torch.nn.functional.linear(state_TD.float(), self.weight_VD, self.bias_V)
+        if self.scale != 1.0:
+            logits_TV *= self.scale
+        return self.cap * torch.tanh(logits_TV / self.cap) if self.cap else logits_TV
+
+    def nll(self, state_PD: Any, targets_P: Any) -> Any:
+        """(P,) float32 -log p(target | state), in chunks of one fixed shape, the last one filled up with zeros."""
+        import torch
+
+        missing = -len(state_PD) % self.chunk
+        states = torch.nn.functional.pad(state_PD, (0, 0, 0, missing)).split(self.chunk)
+        targets = torch.nn.functional.pad(targets_P, (0, missing)).split(self.chunk)
+        found = []
+        for state_TD, target_T in zip(states, targets, strict=True):
+            logits_TV = self.logits(state_TD)
+            found.append(logits_TV.logsumexp(1) - logits_TV.gather(1, target_T[:, None])[:, 0])
+        return torch.cat(found)[: len(state_PD)]
+
+
+def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
+    """Tokenizer and causal language model in evaluation mode."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"cannot load the language model {model!r}",
+            where=folder,
+            why=str(error).splitlines()[0],
+            fix="it needs config.json, a tokenizer and safetensors weights of a causal model in transformers",
+            code="E320",
+        ) from error
+    return tokenizer, network.eval()
+
+
+def _check_model(model: str, network: Any, head: Head) -> None:
+    """Compares our way to the logits with the model's own, and looks whether it reads ahead."""
+    import torch
+
+    ids_2L = torch.arange(16).reshape(2, 8).remainder(len(head.weight_VD)).to(network.device)
+    ids_2L[1, :-1] = ids_2L[0, :-1]
+    with torch.inference_mode():
+        own_2LV = network(input_ids=ids_2L, use_cache=False).logits.float()
+        ours_2LV = head.logits(network.base_model(input_ids=ids_2L, use_cache=False).last_hidden_state)
+    tolerance = 0.02 * float(own_2LV.abs().max())
+    why = ""
+    if float((own_2LV[0, :-1] - own_2LV[1, :-1]).abs().max()) > tolerance:
+        why = "a later token changes what it predicts for earlier ones, so it is not a causal language model"
+    elif float((own_2LV - ours_2LV).abs().max()) > tolerance:
+        why = "its logits are not its output layer on its last hidden state"
+    if why:
+        raise ConfigError(
+            f"token scores cannot be computed with {model!r}", why=why, fix="choose another model", code="E233"
+        )
