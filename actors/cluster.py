@@ -148,7 +148,7 @@ def connect(address: str | None) -> ClusterResources:
             f"{address} is a Ray Client address",
             why="the driver must run inside the cluster",
             fix="run on the head node, or submit the run as a Ray job",
-            code="E230",
+            code="E270",
         )
     if private:
         # A private cluster for this run on loopback. Ray 2.60 would otherwise write a token into the home directory.

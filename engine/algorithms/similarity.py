@@ -49,7 +49,7 @@ def check_vectors(x_ND: np.ndarray, name: str = "vectors") -> None:
         DataError: wrong dtype, shape or range.
     """
     if x_ND.dtype != np.float16 or x_ND.ndim != 2:
-        raise DataError(f"{name} must be a 2-d float16 array, not {x_ND.ndim}-d {x_ND.dtype}", code="E441")
+        raise DataError(f"{name} must be a 2-d float16 array, not {x_ND.ndim}-d {x_ND.dtype}", code="E443")
     for start in range(0, len(x_ND), TILE_ROWS):
         magnitude = np.ascontiguousarray(x_ND[start : start + TILE_ROWS]).view(np.uint16) & np.uint16(0x7FFF)
         if magnitude.max(initial=0) > ONE_F16:

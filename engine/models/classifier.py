@@ -95,7 +95,7 @@ def train_finetune(
     Raises:
         ValueError: the lengths differ.
         EnvironmentProblem: E320, the model cannot be loaded.
-        ConfigError: E230, its tokenizer cannot pad.
+        ConfigError: E231, its tokenizer cannot pad.
         StepError: E120, the loss became infinite.
     """
     if not len(texts) == len(hard_N) == len(words_N):
@@ -142,7 +142,7 @@ class Scorer:
 
     Raises:
         EnvironmentProblem: E320, the model cannot be loaded.
-        ConfigError: E230, the tokenizer has no padding token.
+        ConfigError: E231, the tokenizer has no padding token.
     """
 
     def __init__(self, model: str, max_tokens: int, precision: Precision) -> None:
@@ -167,7 +167,7 @@ class Scorer:
             raise ConfigError(
                 f"the tokenizer of {model!r} has no padding token or no fast form",
                 fix="choose an encoder such as BERT",
-                code="E230",
+                code="E231",
             )
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.precision = resolve_precision(precision, self.device)

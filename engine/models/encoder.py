@@ -53,7 +53,7 @@ class Encoder:
 
     Raises:
         EnvironmentProblem: E320, the model cannot be loaded; E321, it is not the one of `weights`.
-        ConfigError: E230, its tokenizer has no padding token.
+        ConfigError: E231, its tokenizer has no padding token.
     """
 
     def __init__(
@@ -280,6 +280,6 @@ def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
         raise ConfigError(
             f"the tokenizer of {model!r} has no padding token or no fast form",
             fix="choose an encoder such as BERT",
-            code="E230",
+            code="E231",
         )
     return tokenizer, network.eval()

@@ -154,7 +154,7 @@ def import_answers(store: Store, ledger: Store, files: Sequence[str]) -> dict[st
         to somebody else's requests) and why (`reasons`).
 
     Raises:
-        DataError: E450, a file cannot be read, a line is no batch answer, or no line belongs to this run; E453, the
+        DataError: E455, a file cannot be read, a line is no batch answer, or no line belongs to this run; E453, the
             run never wrote requests.
     """
     if not store.list(FOLDER):
@@ -197,7 +197,7 @@ def import_answers(store: Store, ledger: Store, files: Sequence[str]) -> dict[st
             else "there are no answers",
             where=", ".join(files),
             fix="give the output of the request files in its `batches` folder",
-            code="E450",
+            code="E455",
         )
     names = ("booked", "refused", "already", "again", "foreign")
     return {**{name: counts[name] for name in names}, "reasons": dict(reasons.most_common())}
@@ -219,7 +219,7 @@ def _answer_lines(files: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]
                     if data.strip():
                         yield f"{file}:{number}", _json_object(data, f"{file}:{number}")
         except OSError as error:
-            raise DataError(f"cannot read answers: {error}", where=file, code="E450") from error
+            raise DataError(f"cannot read answers: {error}", where=file, code="E455") from error
 
 
 def _json_object(data: bytes, where: str) -> Mapping[str, Any]:
@@ -227,12 +227,12 @@ def _json_object(data: bytes, where: str) -> Mapping[str, Any]:
         line = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            "the line is not JSON", where=where, fix="give the provider's output file", code="E450"
+            "the line is not JSON", where=where, fix="give the provider's output file", code="E455"
         ) from error
     if not isinstance(line, dict) or "custom_id" not in line or not ("response" in line or "error" in line):
         what = "a request, not its answer" if isinstance(line, dict) and "body" in line else "not a batch answer"
         fix = "give the provider's output files: their lines have custom_id, response and error"
-        raise DataError(f"the line is {what}", where=where, fix=fix, code="E450")
+        raise DataError(f"the line is {what}", where=where, fix=fix, code="E455")
     return line
 
 

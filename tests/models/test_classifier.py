@@ -209,7 +209,7 @@ def test_errors_name_the_remedy(tiny, tmp_path):
         Scorer(str(tmp_path / "nowhere"), 40, "auto")
     PreTrainedTokenizerFast(tokenizer_file=f"{tiny}/tokenizer.json").save_pretrained(tmp_path)
     BertModel.from_pretrained(tiny).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="E230"):
+    with pytest.raises(ConfigError, match="E231"):
         Scorer(str(tmp_path), 40, "auto")
 
 
