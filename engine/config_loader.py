@@ -63,12 +63,17 @@ def validate(model_cls: type[Model], document: Document) -> Model:
     for path, problems in found.items():
         from_file = not document.where(path).startswith("override ")
         text = f"{join_path(path)}: {_merge(problems)}" if path else _merge(problems)
-        lines.append((not from_file, document.mark(path), document.where(path), text))
+        lines.append((not from_file, document.mark(path), without_key(document.where(path)), text))
     lines.sort(key=lambda line: line[:2])
     if len(lines) == 1:
         raise ConfigError(lines[0][3], where=lines[0][2])
     listing = "\n".join(f"{where}: {text}" for _, _, where, text in lines)
     raise ConfigError(f"{len(lines)} problems in the configuration\n{listing}")
+
+
+def without_key(text: str) -> str:
+    """A text for messages up to where it shows what may be a key, pasted in place of its variable's name."""
+    return re.sub(r"(api_key\w*\W+).*", r"\1***", text, flags=re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def _problem(model_cls: type[BaseModel], details: ErrorDetails) -> _Problem:
         known = isinstance(cause, IterselectError)
         return _Problem(path, cause.what if known else str(cause), hint=cause.fix if known else "")
     quote = "put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""
-    return _Problem(path, what, shown(value), quote)
+    secret = any("api_key" in str(key) for key in path)
+    return _Problem(path, what, "" if secret else without_key(shown(value)), quote)
 
 
 def _merge(problems: list[_Problem]) -> str:

@@ -8,7 +8,7 @@ pool is selected afterwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ from engine.schema import (
 )  # fmt: skip
 from engine.shards import PoolIndex, Rows, Scores
 from engine.trainer import ProbeScores, StepScores, TableScores, Trainer, classifier_settings, round_metrics_json
+
+WEAK_AUC = 0.6  # 0.5 is a coin
 
 # What the rounds table and the stop rule read of a classifier's metrics
 REPORTED = ("num_train", "num_val", "val_accuracy", "val_balanced_accuracy", "val_auc", "val_ece", "train_s")
@@ -153,8 +155,22 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
         for backend in (generator, judge, trainer):
             if backend is not None:
                 backend.close()
-    labelled.judge = judge_report(context.store, judged)
+    labelled.judge = judge_report(context.store, judged, judge.identity)
+    if warning := weak_classifier(labelled.metrics):
+        context.runtime.observer.note(warning)
     return labelled
+
+
+def weak_classifier(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """A warning when the last classifier cannot tell hard from easy, "" otherwise."""
+    auc = metrics[-1]["val_auc"] if metrics else None
+    if auc is None or auc >= WEAK_AUC:
+        return ""
+    rows = metrics[-1]["num_train"] + metrics[-1]["num_val"]
+    return (
+        f"the classifier tells hard from easy hardly better than chance (validation AUC {auc:.2f}, {rows} labels): "
+        "the selection is mostly similarity; judge more rows (recipe.batch_size, recipe.diverse_fraction, max_rounds)"
+    )
 
 
 def choose_batch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -73,7 +73,7 @@ def no_soft(verdicts: pa.Table) -> pa.Array:
     return pa.nulls(verdicts.num_rows, pa.float32())
 
 
-def judge_report(store: Store, judged: Sequence[Source]) -> dict[str, Any] | None:
+def judge_report(store: Store, judged: Sequence[Source], identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """How far a model judge can be trusted, over all rounds; also in `judge.json`, its suspects in `suspects.jsonl`.
 
     None for judges that do not compare in two orders.
@@ -85,7 +85,7 @@ def judge_report(store: Store, judged: Sequence[Source]) -> dict[str, Any] | Non
     table = pa.concat_tables([one.select(wanted) for one in tables])
     for name, text in (("reference_chars", RESPONSE), ("answer_chars", ANSWER)):
         table = table.append_column(name, pc.fill_null(pc.utf8_length(table[text]), 0))  # pyright: ignore
-    facts = judge_facts(table)
+    facts = {"judge": {name: identity.get(name) for name in ("model", "base_url", "prompt")}, **judge_facts(table)}
     store.write_bytes("judge.json", (json.dumps(facts, indent=1) + "\n").encode())
     suspects = table.filter(pc.is_valid(table["suspect"])).select([ROW, ID, FILE, LINE, "suspect"])  # pyright: ignore
     lines = [json.dumps(row, ensure_ascii=True) + "\n" for row in suspects.to_pylist()]

@@ -139,9 +139,9 @@ class LiveTable:
         now = self._clock()
         with self._lock:
             self._spent = spending(facts)
-            if facts["calls"] and now - self._last_spent >= LINE_INTERVAL_S:
+            if (facts["calls"] or facts["failed"]) and now - self._last_spent >= LINE_INTERVAL_S:
                 self._last_spent = now
-                self._say(f"{step}: {self._spent}")
+                self._say(f"paid so far in this run: {self._spent}")
 
     def note(self, text: str) -> None:
         self._say(text, beside_table=True)

@@ -63,6 +63,7 @@ def spending(facts: Mapping[str, Any]) -> str:
     text = f"{facts['calls']:,} calls, {facts['tokens_in']:,} tokens in, {facts['tokens_out']:,} out"
     cap = facts.get("max_usd")
     text += f", {dollars(facts['cost_usd'])}" + (f" of {dollars(cap)}" if cap is not None else "")
+    text += f", {facts['failed']:,} attempts failed" if facts.get("failed") else ""
     return text + (f", {facts['limited']:,} times told to slow down" if facts.get("limited") else "")
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.config import RunConfig
-from engine.errors import ConfigError, DataError, EnvironmentProblem, IterselectError
+from engine.errors import BudgetReached, ConfigError, DataError, EnvironmentProblem, IterselectError
 from engine.events import EventObserver, Events
 from engine.store import Store, absolute_root, storage_problem
 from engine.yaml_document import parse_yaml
@@ -39,6 +39,7 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
     check_out(store)
     check_inputs(store, config)
     check_alone(store)
+    check_paid(config)
     if fresh:
         put_aside(store)
     events = Events(store)
@@ -73,7 +74,8 @@ def record_end(events: Events, error: BaseException) -> None:
         if isinstance(problem, KeyboardInterrupt):
             events.status("stopped", exit_code=130, reason="interrupted")
         elif isinstance(problem, IterselectError):
-            events.status("failed", exit_code=problem.exit_code, reason=str(problem))
+            state = "stopped" if isinstance(problem, BudgetReached) else "failed"
+            events.status(state, exit_code=problem.exit_code, reason=str(problem))
         else:
             events.status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}")
 
@@ -107,11 +109,15 @@ def check_alone(store: Store) -> None:
 
 
 def put_aside(store: Store) -> None:
-    """Renames an existing run folder; nothing is ever deleted."""
+    """Renames an existing run folder but for its ledger; nothing is ever deleted."""
     if not store.is_local:
         raise ConfigError("--fresh needs a local run folder", fix=f"choose another out= than {store.root}")
     if store.exists(""):
-        os.rename(store.root, f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%f')}.old")
+        aside = f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%f')}.old"
+        os.rename(store.root, aside)
+        if os.path.exists(f"{aside}/ledger"):  # paid calls stay in use: to start over is no reason to pay again
+            os.mkdir(store.root)
+            os.rename(f"{aside}/ledger", f"{store.root}/ledger")
 
 
 def check_out(store: Store) -> None:
@@ -152,6 +158,20 @@ def check_inputs(store: Store, config: RunConfig) -> None:
             fix="choose another folder with out=",
             code="E242",
         )
+
+
+def check_paid(config: RunConfig) -> None:
+    """What would stop the first paid call is said before anything is computed.
+
+    Raises:
+        ConfigError: E260, a cap without a price.
+        EnvironmentProblem: E362, the key is not set; only where the calls are made on this machine.
+    """
+    from engine.paid.service import check_backends
+
+    runtime = config.runtime
+    here = runtime.mode == "local" or (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    check_backends(config, with_key=here)
 
 
 def changed_settings(store: Store, config: RunConfig) -> list[str]:

@@ -130,7 +130,8 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             what = ", ".join(part for part in (error.context, error.problem) if part)
             fix = "indent with spaces, not tabs" if "'\\t'" in what else ""
-            raise self.fail(what, error.problem_mark or error.context_mark, fix) from error
+            # Without its cause, which shows the line, and that may hold a key.
+            raise self.fail(what, error.problem_mark or error.context_mark, fix) from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position)
             column = error.position - text.rfind("\n", 0, error.position) - 1
@@ -245,7 +246,9 @@ def join_path(path: Sequence[str | int]) -> str:
 
 def shortened(text: str, limit: int = _SHOWN_CHARS) -> str:
     """At most `limit` characters of a text, for messages."""
-    text = re.sub(r"\b(sk-|hf_)[\w-]{6,}", r"\1***", text)  # a key pasted by mistake must not reach logs
+    # A key pasted by mistake must not reach logs, whatever it looks like.
+    text = re.sub(r"\b(sk-|hf_)[\w-]{6,}", r"\1***", text)
+    text = re.sub(r"(api_key\w*\W+).*", r"\1***", text, flags=re.DOTALL)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

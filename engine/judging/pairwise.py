@@ -105,6 +105,7 @@ class Pairwise:
         verdicts, (right, replies) = await together(
             self._orders(row, ask) if asked else _nothing({}),
             self._canary(canary, row[ID], ask) if canary is not None else _nothing((None, [])),
+            paid=lambda found: found[1] if isinstance(found, tuple) else [],
         )
         replies = [*replies, *(reply for verdict in verdicts.values() for reply in verdict.replies)]
         result = combined(verdicts) if verdicts else {}
@@ -115,7 +116,7 @@ class Pairwise:
             return self.ask_order(row_fields(row, order), order, "judge", ask)
 
         if self.orders == "both":
-            first, second = await together(one(FIRST), one(SECOND))
+            first, second = await together(one(FIRST), one(SECOND), paid=lambda verdict: verdict.replies)
             return {FIRST: first, SECOND: second}
         starts = FIRST if id_words([row[ID]])[0] % 2 == 0 else SECOND
         verdicts = {starts: await one(starts)}
@@ -188,8 +189,12 @@ class Pairwise:
         return verdict.label == ("A" if canary.good_first else "B"), verdict.replies
 
 
-async def together(*work: Awaitable[Any]) -> list[Any]:
-    """Results of all of it; when one fails the others are finished first, so that no paid call is left behind."""
+async def together(*work: Awaitable[Any], paid: Callable[[Any], Sequence[Reply]] = lambda result: ()) -> list[Any]:
+    """Results of all of it; when one fails the others are finished first, so that no paid call is left behind.
+
+    Args:
+        paid: the replies behind a result, which a failure of another takes along.
+    """
     results = await asyncio.gather(*work, return_exceptions=True)
     failures: list[RowFailed] = []
     for result in results:
@@ -198,7 +203,8 @@ async def together(*work: Awaitable[Any]) -> list[Any]:
         elif isinstance(result, BaseException):
             raise result
     if failures:
-        raise RowFailed(str(failures[0]), [reply for failure in failures for reply in failure.replies])
+        replies = [one.replies if isinstance(one, RowFailed) else paid(one) for one in results]
+        raise RowFailed(str(failures[0]), [reply for some in replies for reply in some])
     return results
 
 

@@ -133,6 +133,8 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
             f"The judge got {canary['count']:,} of {canary['of']:,} canaries wrong, pairs whose verdict is plain "
             f"(more than {MOST_CANARY_ERRORS:.0%}): check that the endpoint still serves the model you chose."
         )
+    if not canary["of"] and facts["judged"]:
+        found.append("No canary came along, so nobody watched the judge: raise `canaries`.")
     asked = facts["rows"] - facts["not_asked"]
     if asked and facts["failed"] / asked > MOST_FAILURES:
         found.append(f"{facts['failed']:,} of {asked:,} rows got no verdict (more than {MOST_FAILURES:.0%}).")

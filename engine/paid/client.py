@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,7 +146,10 @@ class PaidClient:
         self.stopping = asyncio.Event()
         self.commit: GroupCommit | None = None
         self.refreshing = asyncio.Lock()
-        self._key = _api_key(endpoint)
+        # Few wait for a permit at a time: a call that is made again is not behind all of the others, or its part would
+        # end after theirs and all parts at once.
+        self.line = asyncio.Semaphore(endpoint.limits.concurrency)
+        self._key = api_key(endpoint)
         self._openai = _openai_client(endpoint, self._key)
 
     async def begin(self, round_number: int) -> None:
@@ -222,7 +225,8 @@ class PaidClient:
             if self.fatal is not None:
                 raise self.fatal
             await self.breaker.wait()
-            permit = await self.lease.acquire(likely, flight.most_usd)
+            async with self.line if attempts == 0 else nullcontext():
+                permit = await self.lease.acquire(likely, flight.most_usd)
             sent_as = self.dialect
             try:
                 result = await self._attempt(flight, sent_as)
@@ -337,7 +341,7 @@ class PaidClient:
         )  # fmt: skip
 
 
-def _api_key(endpoint: Endpoint) -> str:
+def api_key(endpoint: Endpoint) -> str:
     """The key, from the environment of this process.
 
     Raises:

@@ -19,6 +19,7 @@ from engine.errors import BudgetReached, EnvironmentProblem, IterselectError
 
 BASE_S, LONGEST_S = 0.5, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
+NEVER_ANSWERED_S = 60.0  # an endpoint that never answered is more likely a wrong address than one that comes back
 BREAKER_FAILURES = 20  # in a row, without one answer between them
 
 Outcome = Literal["limited", "again", "row", "run"]
@@ -155,6 +156,7 @@ class Breaker:
     def __init__(self, give_up_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.give_up_after_s, self.clock = give_up_after_s, clock
         self.failures, self.waits = 0, 0
+        self.ever_answered = False
         self.silent_since, self.next_probe = 0.0, 0.0
         self.limited_since: float | None = None
         self.gave_up: EnvironmentProblem | None = None
@@ -176,6 +178,7 @@ class Breaker:
             await asyncio.sleep(min(self.next_probe - now, 1.0))
 
     def ok(self) -> None:
+        self.ever_answered = True
         self.failures, self.waits, self.limited_since = 0, 0, None
 
     def limited(self, failure: Failure, endpoint: str) -> None:
@@ -199,17 +202,18 @@ class Breaker:
         """Counts a failure.
 
         Raises:
-            EnvironmentProblem: E361, nothing was answered for `give_up_after_s`.
+            EnvironmentProblem: E361, nothing was answered for `give_up_after_s`, or for a minute since the start.
         """
         if self.failures == 0:
             self.silent_since = self.clock()
         self.failures += 1
         silent_s = self.clock() - self.silent_since
-        if self.failures >= BREAKER_FAILURES and silent_s >= self.give_up_after_s:
+        patience_s = self.give_up_after_s if self.ever_answered else min(self.give_up_after_s, NEVER_ANSWERED_S)
+        if self.failures >= BREAKER_FAILURES and silent_s >= patience_s:
             self.gave_up = EnvironmentProblem(
                 f"{endpoint} has not answered for {silent_s:.0f} s ({self.failures} failures in a row)",
                 why=f"the last one: {failure.code}: {failure.message}",
-                fix="when it is up again run the same command: answered calls are kept; or raise give_up_after_s",
+                fix="check base_url; when it is up run the same command again: answered calls are kept",
                 code="E361",
             )
             raise self.gave_up

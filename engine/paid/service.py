@@ -23,7 +23,7 @@ from engine.config_endpoint import EXECUTION, EndpointConfig, OpenAIGeneratorCon
 from engine.errors import BudgetReached, ConfigError
 from engine.judging.prompts import DATA_RULES, Prompt, load_prompt
 from engine.paid.batch_files import Missing, waiting_for_batch, write_batch
-from engine.paid.client import Endpoint
+from engine.paid.client import Endpoint, api_key
 from engine.paid.ledger import LedgerIndex
 from engine.paid.limits import Limiter, Limits
 from engine.paid.prices import price_of, usd_of
@@ -171,6 +171,19 @@ def check_money(caps: Sequence[float | None], config: EndpointConfig) -> None:
             fix="give price: {input: ..., output: ...} in USD per million tokens (0 for a server of your own)",
             code="E260",
         )
+
+
+def check_backends(config: RunConfig, with_key: bool) -> None:
+    """Looks at the price and, if asked to, the key of everything in a config that makes paid calls.
+
+    Raises:
+        ConfigError: E260.
+        EnvironmentProblem: E362.
+    """
+    for backend in paid_backends(config):
+        check_money((config.paid.max_usd, config.paid.max_usd_per_round), backend)
+        if with_key and backend.mode == "online":
+            api_key(endpoint_of(backend))
 
 
 def endpoint_of(config: EndpointConfig) -> Endpoint:

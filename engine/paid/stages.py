@@ -102,6 +102,7 @@ class PaidStage:
 
     def __init__(self, calls: Calls, member: str, retry: int = 0) -> None:
         self.calls, self.retry = calls, retry
+        self.starting = asyncio.Lock()
         self.thread = LoopThread()
         self.client = self.thread.run(self._make_client(member))
 
@@ -114,7 +115,7 @@ class PaidStage:
     async def _part(self, table: pa.Table, round_number: int) -> pa.Table:
         await self.client.begin(round_number)
         rows = table.to_pylist()
-        outcomes = await asyncio.gather(*self.work(rows), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._in_turn, self.work(rows)), return_exceptions=True)
         results = []
         for outcome in outcomes:
             if isinstance(outcome, NotAnswered):
@@ -125,6 +126,12 @@ class PaidStage:
                 raise outcome
             results.append(outcome)
         return pa.Table.from_pylist(results, schema=pa.schema(list(self.columns_out)))
+
+    async def _in_turn(self, row: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Starts a row; one in each turn of the loop, or a new part's prompts would keep replies waiting."""
+        async with self.starting:
+            await asyncio.sleep(0)
+        return await row
 
     def work(self, rows: Sequence[dict[str, Any]]) -> list[Coroutine[Any, Any, dict[str, Any]]]:
         """One coroutine per row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from engine.config import RunConfig
 from engine.errors import TooManyFailures
 from engine.paid.service import PaidRun
 from engine.runtime import Resources, Runtime, StageSpec
-from engine.schema import ID, PROMPT, ROW, VECTOR
+from engine.schema import ERROR, ID, PROMPT, ROW, VECTOR
 from engine.shards import PoolIndex
 from engine.store import Store
 
@@ -102,9 +103,12 @@ class Context:
             TooManyFailures: with the share, the limit and where the reasons are.
         """
         if rows and failed / rows > self.config.max_failed:
+            errors = Step.at(self.store, what).read_all([ERROR])[ERROR].drop_null().to_pylist()
+            reasons = "; ".join(f"{count} x {reason[:200]}" for reason, count in Counter(errors).most_common(3))
             raise TooManyFailures(
                 f"{failed} of {rows} rows failed ({failed / rows:.1%}); the limit is {self.config.max_failed:.1%}",
                 where=what,
+                why=reasons,
                 fix=f"read the `error` column in {self.store.path(what)}; raise max_failed, or run again with "
                 "--retry-failed when calls failed",
             )

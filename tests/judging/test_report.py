@@ -134,6 +134,9 @@ def test_an_empty_table():
 )
 def test_warnings(rows, said):
     found = judge_facts(table(*rows))["warnings"]
+    watched = any(row["canary"] is not None for row in rows)
+    assert any(sentence.startswith("No canary came along") for sentence in found) != watched
+    found = [sentence for sentence in found if not sentence.startswith("No canary")]
     assert len(found) == len(said), found
     assert all(part in sentence for part, sentence in zip(said, found, strict=True))
 
