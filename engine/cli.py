@@ -18,6 +18,7 @@ from rich.console import Console
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.console import print_error
 from engine.errors import ConfigError, IterselectError
+from engine.recipes import RECIPES
 
 app = typer.Typer(
     name="iterselect",
@@ -91,7 +92,7 @@ def example_pool() -> Path:
 
 @app.command()
 def run(
-    target: Annotated[str, typer.Argument(help="YAML file or recipe: iterselect, random, balanced_random, longest.")],
+    target: Annotated[str, typer.Argument(help=f"YAML file or recipe: {', '.join(RECIPES)}.")],
     rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
     local: Local = False, fresh: Fresh = False, as_json: Json = False, quiet: Quiet = False, debug: Debug = False,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Most the run may spend on calls, in USD.")] = None,

@@ -15,6 +15,9 @@ RECIPES = {
     "random": "engine.recipes.random",
     "balanced_random": "engine.recipes.balanced_random",
     "longest": "engine.recipes.longest",
+    "ifd": "engine.recipes.ifd",
+    "superfiltering": "engine.recipes.superfiltering",
+    "perplexity": "engine.recipes.perplexity",
 }
 
 
