@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def judge(
     out: Path, rows: int, arguments: argparse.Namespace, rates: dict[str, float], seed: int = 0
 ) -> dict[str, Any]:
-    """Judges the rows in a run folder of their own; wall seconds, what was measured of the calls, the server's counts."""
+    """Judges the rows in a run folder of their own; wall seconds, what each call took, the server's counts."""
     settings = {"slow_drip_s": DRIP_S, "retry_after_s": RETRY_AFTER_S, "retry_after": "ms", "seed": seed}
     with FakeServer(latency_s=arguments.latency_s, **settings, **rates) as server:
         config = judge_config(server.url, concurrency=arguments.concurrency, call_timeout_s=CALL_TIMEOUT_S)

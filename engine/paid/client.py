@@ -8,7 +8,6 @@ prompts or verdicts.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,38 +15,14 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.config_endpoint import OPENAI_URL
-from engine.errors import EnvironmentProblem, IterselectError, StepError
+from engine.errors import IterselectError, StepError
+from engine.paid.endpoint import Endpoint, api_key, openai_clients
 from engine.paid.lease_client import LeaseClient, Permit
 from engine.paid.ledger import Kind, LedgerIndex, LedgerWriter, Record
-from engine.paid.limits import Limits
-from engine.paid.prices import Prices, usd_of
 from engine.paid.replies import BrokenReply, Reply, RowFailed, read_reply
 from engine.paid.requests import Dialect, Request, wire_body
 from engine.paid.retry import Breaker, Failure, backoff_s, classify, run_error
 from engine.store import Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where calls go and how they are made. Plain values, so that it travels to any worker; the key does not.
-
-    Attributes:
-        price: of its tokens; None when it is not known, which counts as nothing.
-        api_key_env: name of the variable with the key; None: no key.
-    """
-
-    base_url: str
-    api_key_env: str | None
-    price: Prices | None
-    limits: Limits
-    call_timeout_s: float
-    max_attempts: int
-    give_up_after_s: float
-
-    def usd(self, tokens_in: int, tokens_out: int) -> float:
-        """What a call costs; nothing where the price is not known."""
-        return usd_of(self.price, tokens_in, tokens_out)
 
 
 class CallFailed(RowFailed):
@@ -73,6 +48,14 @@ class Flight:
     most_in: int
     most_usd: float
     in_doubt: bool = False
+
+
+@dataclass
+class Pool:
+    """One client and how many calls it has under way; the idlest takes the next, so none runs out of connections."""
+
+    client: Any
+    in_flight: int = 0
 
 
 class GroupCommit:
@@ -150,7 +133,7 @@ class PaidClient:
         # end after theirs and all parts at once.
         self.line = asyncio.Semaphore(endpoint.limits.concurrency)
         self._key = api_key(endpoint)
-        self._openai = _openai_client(endpoint, self._key)
+        self._pools = [Pool(client) for client in openai_clients(endpoint, self._key)]
 
     async def begin(self, round_number: int) -> None:
         """Called before the calls of a part: reads what other processes have added to the ledger meanwhile."""
@@ -207,7 +190,8 @@ class PaidClient:
         await self.lease.close()
         if self.commit is not None:
             await self.commit.close()
-        await self._openai.close()
+        for pool in self._pools:
+            await pool.client.close()
 
     async def _paid(self, flight: Flight) -> Reply:
         try:
@@ -307,9 +291,11 @@ class PaidClient:
         import httpx2
         import openai
 
+        pool = min(self._pools, key=lambda pool: pool.in_flight)
+        pool.in_flight += 1
         try:
             async with asyncio.timeout(self.endpoint.call_timeout_s):
-                response = await self._openai.post("/chat/completions", cast_to=httpx2.Response, body=body)
+                response = await pool.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except TimeoutError:
             return Failure("again", "timeout", f"no answer in {self.endpoint.call_timeout_s:g} s", maybe_paid=True)
         except openai.APIStatusError as error:
@@ -323,6 +309,8 @@ class PaidClient:
             )  # fmt: skip
             what = type(cause).__name__
             return Failure("again", "connection", what, maybe_paid=not isinstance(cause, never_sent))
+        finally:
+            pool.in_flight -= 1
         try:
             return read_reply(response.content, response.headers.get("x-request-id", ""))
         except BrokenReply as error:
@@ -339,51 +327,3 @@ class PaidClient:
             kind=kind, key=flight.key, payload={"t": time.time(), **payload}, purpose=flight.purpose,
             round=max(self.round, 0), run=self.run, cost_usd=usd, tokens_in=tokens[0], tokens_out=tokens[1],
         )  # fmt: skip
-
-
-def api_key(endpoint: Endpoint) -> str:
-    """The key, from the environment of this process.
-
-    Raises:
-        EnvironmentProblem: E362, it is not set here, or no HTTP header can carry it.
-    """
-    name = endpoint.api_key_env
-    if name is None:
-        return "not-needed"
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise EnvironmentProblem(
-            f"the environment variable {name} is not set",
-            why="it names the key of the endpoint; on a cluster it must be set where the calls are made",
-            fix=f"export {name}=..., or set api_key_env: null for a server that needs no key",
-            code="E362",
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise EnvironmentProblem(f"the key in ${name} has characters that no key has", fix="set it again", code="E362")
-    return key
-
-
-def _openai_client(endpoint: Endpoint, key: str) -> Any:
-    import httpx2
-    from openai import AsyncOpenAI, Omit
-
-    room, total_s = endpoint.limits.concurrency, endpoint.call_timeout_s
-    # To connect takes less than to answer: a call that found nobody must not look like one that was lost.
-    timeout = httpx2.Timeout(total_s, connect=min(10.0, total_s / 2))
-    foreign = {}
-    if endpoint.base_url != OPENAI_URL:  # what the library sends along from the environment is meant for OpenAI
-        custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
-        names = ["OpenAI-Organization", "OpenAI-Project", *(line.split(":")[0].strip() for line in custom)]
-        foreign = {name: Omit() for name in names if name}
-    return AsyncOpenAI(
-        api_key=key,
-        base_url=endpoint.base_url,
-        max_retries=0,
-        timeout=timeout,
-        default_headers=foreign,  # pyright: ignore[reportArgumentType]
-        http_client=httpx2.AsyncClient(
-            limits=httpx2.Limits(max_connections=room, max_keepalive_connections=room),
-            timeout=timeout,
-            follow_redirects=False,  # a redirect would carry the key to another host
-        ),
-    )

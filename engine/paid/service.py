@@ -23,7 +23,7 @@ from engine.config_endpoint import EXECUTION, EndpointConfig, OpenAIGeneratorCon
 from engine.errors import BudgetReached, ConfigError
 from engine.judging.prompts import DATA_RULES, Prompt, load_prompt
 from engine.paid.batch_files import Missing, waiting_for_batch, write_batch
-from engine.paid.client import Endpoint, api_key
+from engine.paid.endpoint import Endpoint, api_key
 from engine.paid.ledger import LedgerIndex
 from engine.paid.limits import Limiter, Limits
 from engine.paid.prices import price_of, usd_of

@@ -24,7 +24,8 @@ from engine.judging.pairwise import JUDGED_COLUMNS, Pairwise, conversation, cost
 from engine.judging.prompts import Prompt, render
 from engine.judging.verdicts import parse_rating
 from engine.paid.batch_files import BatchClient, Missing, NotAnswered
-from engine.paid.client import Endpoint, PaidClient
+from engine.paid.client import PaidClient
+from engine.paid.endpoint import Endpoint
 from engine.paid.replies import Reply, RowFailed
 from engine.paid.requests import Request
 from engine.runtime import Group, PartWorker, StageSpec

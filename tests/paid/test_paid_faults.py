@@ -148,4 +148,5 @@ def test_the_cap_holds_under_faults(faultless: pa.Table, tmp_path: Path, capsys:
     assert found.select(["error", *COMPARED]).equals(whole.select(["error", *COMPARED]))
     failed = check_verdicts(found, faultless)
     with capsys.disabled():
-        print(f"\ncap ${cap_usd:.4f}: stopped at ${ledger.cost_usd:.4f}, ended at ${after.cost_usd:.4f}, {failed} errors")
+        spent = f"stopped at ${ledger.cost_usd:.4f}, ended at ${after.cost_usd:.4f}"
+        print(f"\ncap ${cap_usd:.4f}: {spent}, {failed} errors")
