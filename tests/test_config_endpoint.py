@@ -62,9 +62,7 @@ def test_prices_come_from_the_table_by_endpoint_and_from_the_config() -> None:
 
 
 def test_long_prompts_cost_what_the_dearest_tier_costs() -> None:
-    tiered = price_of(
-        judge(model="gemini-2.5-pro", base_url="https://generativelanguage.googleapis.com/v1beta/openai")
-    )
+    tiered = price_of(judge(model="gemini-2.5-pro", base_url="https://generativelanguage.googleapis.com/v1beta/openai"))
     if tiered is None:
         pytest.skip("the table does not know this endpoint")
     assert tiered.long_in > tiered.tokens_in
