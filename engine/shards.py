@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -218,13 +218,15 @@ class PoolIndex:
         pool, vectors: parallel, complete steps.
     """
 
+    member: ClassVar[type[PoolShard]] = PoolShard
+
     def __init__(self, runtime: Runtime, pool: Step, vectors: Step) -> None:
         parts = [part.index for part in vectors.require().parts]
         num_shards = max(1, min(runtime.shards, len(parts)))
         held = [list(map(int, piece)) for piece in np.array_split(parts, num_shards)]
         resources = Resources(cpus=runtime.threads, resident=True)
         shards = [{"pool": pool, "vectors": vectors, "parts": h, "threads": runtime.threads} for h in held]
-        self.group: Group = runtime.group(PoolShard, shards, resources)
+        self.group: Group = runtime.group(self.member, shards, resources)
         self.log: list[Step] = []
         self._dim = int(vectors.read(parts[0], [VECTOR]).schema.field(VECTOR).type.list_size)
 

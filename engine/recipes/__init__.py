@@ -18,6 +18,11 @@ RECIPES = {
     "ifd": "engine.recipes.ifd",
     "superfiltering": "engine.recipes.superfiltering",
     "perplexity": "engine.recipes.perplexity",
+    "kcenter": "engine.recipes.kcenter",
+    "herding": "engine.recipes.herding",
+    "facility_location": "engine.recipes.facility_location",
+    "dq": "engine.recipes.dq",
+    "coreset": "engine.recipes.coreset",
 }
 
 

@@ -1,0 +1,282 @@
+"""Facility location: the rows that stand for all others best, picked greedily.
+
+f(S) = sum over all rows i of the largest similarity of i to a row of S; each pick adds most to f. Submodular, so the
+greedy S reaches 1 - 1/e of the best there is (Nemhauser, Wolsey and Fisher 1978). Used by Superfiltering (arXiv
+2402.00530) for diversity. Two ways to the next pick:
+
+- lazy (Minoux 1978), the same picks as trying every row: what a row adds only falls, so its last value is a bound, and
+  only rows whose bound is above the best found so far are tried again. The first bounds take one pass of N^2 products.
+- stochastic (Mirzasoleiman et al. 2015, arXiv 1409.7938): lazy among a random sample of N/m ln(1/epsilon) rows per
+  pick; 1 - 1/e - epsilon of the best there is, on average. A row joins a pick's sample by its hash.
+
+What a row adds is a sum of integers from exact similarities (`exact`), so no result depends on shards or order; bounds
+may be rounded, upwards. The first pick has the largest inner product with the sum of all rows. Ties go to the smaller
+id word. Never an N x N matrix: similarities are made in tiles and summed at once.
+"""
+
+# Shape letters: N rows of a shard, D dimensions, B rows of a block, T rows of a tile, K shards or groups.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from engine.algorithms.exact import LARGEST, ONE, TILE_ROWS, largest_similarity, similarity_tiles, similarity_to_sum
+from engine.algorithms.greedy import LEAST, Each, Frontier, Picks, best_rows, share
+from engine.algorithms.similarity import float32_tiles
+from engine.errors import ConfigError
+from engine.schema import seeded_hash
+
+PRIME_ROWS, FIRST_WIDTH, MAX_WIDTH = 512, 64, 512  # rows bounded, tried, offered at a time
+UNKNOWN = int(np.iinfo(np.int64).max)  # the bound of a row that was never tried
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Stochastic greedy: each row is tried for a pick with probability ln(1/epsilon) / m."""
+
+    chance: float
+    seed: int
+
+    @staticmethod
+    def of(epsilon: float, num: int, seed: int) -> Sampling:
+        return Sampling(min(1.0, math.log(1 / epsilon) / num), seed)
+
+
+class FacilityPool(Protocol):
+    """The rows to pick from and to stand for: one shard, several in process, or a group of members."""
+
+    def first(self) -> Picks:
+        """The row with the largest inner product with the sum of all rows."""
+        ...
+
+    def blocks(self, num: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """All rows, `num` at a time: (B,) row numbers and (B, D) vectors."""
+        ...
+
+    def frontier(self, width: int, picked: int, sampling: Sampling | None) -> Frontier:
+        """About `width` of the rows of largest bound, not picked, not tried since the last pick and in the sample.
+
+        `state` holds the bounds, and the number of picks there were when each was found.
+        """
+        ...
+
+    def gains(self, x_BD: np.ndarray) -> np.ndarray:
+        """(B,) int64, what each vector would add to f, in units of 2^-32."""
+        ...
+
+    def bounds(self, x_BD: np.ndarray) -> np.ndarray:
+        """(B,) int64, at least `gains`; faster."""
+        ...
+
+    def settle(self, rows_B: np.ndarray, bounds_B: np.ndarray, picked: int, exact: bool) -> None:
+        """Remembers what rows would add after `picked` picks: exactly, then they are not offered again, or at most."""
+        ...
+
+    def add(self, picks: Picks) -> None: ...
+
+
+class ArrayFacility:
+    """One shard in memory.
+
+    Args:
+        x_ND: (N, D) float16 unit vectors.
+        rows_N: (N,) int64 row numbers, ascending.
+        words_N: (N,) uint64 from `schema.id_words`.
+        total_D: (D,) float64, the sum of all rows of all shards.
+    """
+
+    def __init__(self, x_ND: np.ndarray, rows_N: np.ndarray, words_N: np.ndarray, total_D: np.ndarray) -> None:
+        self.x_ND, self.rows_N, self.words_N, self.total_D = x_ND, rows_N, words_N, total_D
+        self.alive_N = np.ones(len(x_ND), dtype=bool)
+        self.best_N = np.full(len(x_ND), LEAST)
+        self.bound_N = np.full(len(x_ND), UNKNOWN)
+        self.found_N = np.full(len(x_ND), -1)  # how many picks there were when the bound was found
+        self.tried_N = np.full(len(x_ND), -1)  # and when it was exact
+
+    def first(self) -> Picks:
+        scores_N = similarity_to_sum(self.x_ND, self.total_D)
+        at, _ = best_rows(scores_N, self.words_N, 1)
+        return Picks(self.rows_N[at], self.words_N[at], scores_N[at], self.x_ND[at])
+
+    def blocks(self, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(self.x_ND), num):
+            yield self.rows_N[start : start + num], self.x_ND[start : start + num]
+
+    def frontier(self, width: int, picked: int, sampling: Sampling | None) -> Frontier:
+        open_N = self.alive_N & (self.tried_N != picked)
+        if sampling is not None and sampling.chance < 1:
+            drawn_N = seeded_hash(self.words_N, sampling.seed, f"facility/{picked}")
+            open_N &= drawn_N < np.uint64(int(sampling.chance * 2**64))
+        at_M = np.flatnonzero(open_N)
+        at_B, boundary = best_rows(self.bound_N[at_M], self.words_N[at_M], min(width, len(at_M)))
+        at_B = at_M[at_B]
+        state_SB = np.stack([self.bound_N[at_B], self.found_N[at_B]])
+        return Frontier(self.rows_N[at_B], self.words_N[at_B], state_SB, self.x_ND[at_B], boundary)
+
+    def gains(self, x_BD: np.ndarray) -> np.ndarray:
+        import torch
+
+        best_N = torch.from_numpy(self.best_N.astype(np.float64))
+        gains_B = np.zeros(len(x_BD), dtype=np.int64)
+        for start, stop, similar_TB in similarity_tiles(self.x_ND, x_BD):
+            similar_TB.sub_(best_N[start:stop, None]).clamp_(min=0)
+            gains_B += similar_TB.sum(dim=0).numpy().astype(np.int64)
+        return gains_B
+
+    def bounds(self, x_BD: np.ndarray) -> np.ndarray:
+        """In float32, raised by the most that rounding can have taken away."""
+        import torch
+
+        x_DB = torch.from_numpy(x_BD.astype(np.float32)).T.contiguous()
+        best_N = np.zeros(-(-len(self.x_ND) // TILE_ROWS) * TILE_ROWS, dtype=np.float32)
+        best_N[: len(self.x_ND)] = self.best_N / ONE
+        padded_N1 = torch.from_numpy(best_N)[:, None]
+        sums_B = np.zeros(len(x_BD))
+        out_TB = torch.empty((TILE_ROWS, len(x_BD)))
+        for start, _, tile_TD in float32_tiles(self.x_ND, tile_rows=TILE_ROWS):  # padded rows add nothing: 0 - 0
+            torch.mm(tile_TD, x_DB, out=out_TB).sub_(padded_N1[start : start + TILE_ROWS]).clamp_(min=0)
+            sums_B += out_TB.sum(dim=0).numpy()
+        per_row = (self.x_ND.shape[1] + 4) * LARGEST * 2.0**-24  # the most that rounding changes an inner product
+        sums_B = sums_B * (1 + TILE_ROWS * 2.0**-23) + per_row * len(self.x_ND)
+        return np.ceil(sums_B * ONE).astype(np.int64)
+
+    def settle(self, rows_B: np.ndarray, bounds_B: np.ndarray, picked: int, exact: bool) -> None:
+        at_B = np.searchsorted(self.rows_N, rows_B).clip(max=len(self.rows_N) - 1)
+        mine_B = self.rows_N[at_B] == rows_B
+        at_M = at_B[mine_B]
+        self.bound_N[at_M], self.found_N[at_M] = bounds_B[mine_B], picked
+        if exact:
+            self.tried_N[at_M] = picked
+
+    def add(self, picks: Picks) -> None:
+        self.add_rows(picks.rows, picks.x)
+
+    def add_rows(self, rows_P: np.ndarray, x_PD: np.ndarray) -> None:
+        at_P = np.searchsorted(self.rows_N, rows_P).clip(max=len(self.rows_N) - 1)
+        self.alive_N[at_P[self.rows_N[at_P] == rows_P]] = False
+        np.maximum(self.best_N, largest_similarity(self.x_ND, x_PD), out=self.best_N)
+
+
+class MergedFacility:
+    """Several shards in one process, seen as one."""
+
+    def __init__(self, shards: Sequence[ArrayFacility], each: Each = map) -> None:
+        self.shards, self.each = list(shards), each
+
+    def first(self) -> Picks:
+        return best_pick(list(self.each(lambda shard: shard.first(), self.shards)))
+
+    def blocks(self, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for shard in self.shards:
+            yield from shard.blocks(num)
+
+    def frontier(self, width: int, picked: int, sampling: Sampling | None) -> Frontier:
+        wanted = share(width, len(self.shards))
+        return Frontier.merge(list(self.each(lambda shard: shard.frontier(wanted, picked, sampling), self.shards)))
+
+    def gains(self, x_BD: np.ndarray) -> np.ndarray:
+        return np.sum(list(self.each(lambda shard: shard.gains(x_BD), self.shards)), axis=0)
+
+    def bounds(self, x_BD: np.ndarray) -> np.ndarray:
+        return np.sum(list(self.each(lambda shard: shard.bounds(x_BD), self.shards)), axis=0)
+
+    def settle(self, rows_B: np.ndarray, bounds_B: np.ndarray, picked: int, exact: bool) -> None:
+        for shard in self.shards:
+            shard.settle(rows_B, bounds_B, picked, exact)
+
+    def add(self, picks: Picks) -> None:
+        self.add_rows(picks.rows, picks.x)
+
+    def add_rows(self, rows_P: np.ndarray, x_PD: np.ndarray) -> None:
+        list(self.each(lambda shard: shard.add_rows(rows_P, x_PD), self.shards))
+
+
+def best_pick(found: Sequence[Picks]) -> Picks:
+    """The best of several single picks."""
+    return max(found, key=lambda pick: (int(pick.scores[0]), -int(pick.words[0])))
+
+
+def facility_location(
+    pool: FacilityPool, num: int, picked: int = 0, sampling: Sampling | None = None
+) -> Iterator[Picks]:
+    """Picks until there are `num`; yields them one at a time, with what each adds to f.
+
+    Args:
+        pool: holds what has been picked so far.
+        num: picks wanted, the earlier ones included; at most the rows there are.
+        picked: picks made already.
+        sampling: None for lazy greedy over all rows.
+    """
+    primed = False
+    for turn in range(picked, num):
+        if turn and not primed and sampling is None:
+            for rows_B, x_BD in pool.blocks(PRIME_ROWS):
+                pool.settle(rows_B, pool.bounds(x_BD), turn, exact=False)
+            primed = True
+        pick = next_pick(pool, turn, sampling) if turn else pool.first()
+        pool.add(pick)
+        yield pick
+
+
+def next_pick(pool: FacilityPool, picked: int, sampling: Sampling | None) -> Picks:
+    """The row that adds most, of the sample if there is one; of all rows when the sample is empty.
+
+    The rows of largest bound are tried first. Where many more have a bound above the best found, from earlier picks,
+    new bounds are cheaper than trying them all.
+    """
+    best: Picks | None = None
+    width = FIRST_WIDTH
+    while True:
+        frontier = pool.frontier(width, picked, sampling)
+        if best is None and not len(frontier.rows):
+            sampling = None
+            continue
+        hopeful, stale = hopeful_rows(frontier, picked, best)
+        if best is not None and not hopeful:
+            return best
+        if best is not None and len(stale) > FIRST_WIDTH:
+            pool.settle(frontier.rows[stale], pool.bounds(frontier.x[stale]), picked, exact=False)
+        else:
+            tried = hopeful[:FIRST_WIDTH]
+            gains_B = pool.gains(frontier.x[tried])
+            pool.settle(frontier.rows[tried], gains_B, picked, exact=True)
+            at = np.array(tried)[best_rows(gains_B, frontier.words[tried], 1)[0]]
+            found = Picks(frontier.rows[at], frontier.words[at], gains_B.max(keepdims=True), frontier.x[at])
+            best = found if best is None else best_pick([best, found])
+            if len(tried) == len(hopeful) and beats(best, *frontier.boundary):
+                return best
+        width = min(MAX_WIDTH, 4 * width)
+
+
+def hopeful_rows(frontier: Frontier, picked: int, best: Picks | None) -> tuple[list[int], list[int]]:
+    """Positions of the rows that can still be better than the best found, largest bound first; those among them whose
+    bound is from earlier picks."""
+    bounds_B, found_B = frontier.state
+    order = np.lexsort((frontier.words, -bounds_B)).tolist()
+    hopeful = [b for b in order if best is None or not beats(best, int(bounds_B[b]), int(frontier.words[b]))]
+    return hopeful, [b for b in hopeful if found_B[b] < picked]
+
+
+def beats(best: Picks, bound: int, word: int) -> bool:
+    """Whether a single pick is at least as good as any row of that bound and word."""
+    return (int(best.scores[0]), -int(best.words[0])) >= (bound, -word)
+
+
+def check_rows(rows: int, max_rows: int, what: str, fix: str) -> None:
+    """Refuses sets for which one pass of N^2 products would take too long.
+
+    Raises:
+        ConfigError: E222, with the way out.
+    """
+    if rows > max_rows:
+        raise ConfigError(
+            f"{what} has {rows:,} rows; max_rows is {max_rows:,}",
+            why=f"it takes at least {rows:,}^2 = {float(rows) ** 2:.1e} inner products",
+            fix=fix,
+            code="E222",
+        )
