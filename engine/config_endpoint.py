@@ -164,3 +164,12 @@ class JudgingConfig(Strict):
 
 class OpenAIJudgeConfig(EndpointConfig, JudgingConfig):
     kind: Literal["openai"] = "openai"
+
+
+class OpenAIRaterConfig(EndpointConfig):
+    kind: Literal["openai"] = "openai"
+    prompt: str = Field(default="rating", description="Prompt: name, name/version, or the path of your own file")
+    structured: Literal["auto", "json_schema", "json_object", "text"] = Field(
+        default="auto", description="Form of the reply; auto takes the strictest one that the endpoint accepts"
+    )
+    max_tokens: int = Field(default=32, ge=1, description="Longest reply, in tokens")

@@ -19,7 +19,13 @@ import pyarrow as pa
 from engine.artifacts import Source, Step, StepRecord
 from engine.config import PaidConfig, RunConfig
 from engine.config_base import Strict
-from engine.config_endpoint import EXECUTION, EndpointConfig, OpenAIGeneratorConfig, OpenAIJudgeConfig
+from engine.config_endpoint import (
+    EXECUTION,
+    EndpointConfig,
+    OpenAIGeneratorConfig,
+    OpenAIJudgeConfig,
+    OpenAIRaterConfig,
+)
 from engine.errors import BudgetReached, ConfigError
 from engine.judging.prompts import DATA_RULES, Prompt, load_prompt
 from engine.paid.batch_files import Missing, waiting_for_batch, write_batch
@@ -31,10 +37,12 @@ from engine.paid.stages import (
     Calls,
     OpenAIGenerator,
     OpenAIJudge,
+    OpenAIRater,
     PaidWorker,
     generator_asks,
     judge_asks,
     judge_settings,
+    rater_asks,
     round_of,
 )
 from engine.runtime import Group, Resources, Runtime, StageSpec, map_on_group, pending_parts, run_pass
@@ -337,3 +345,11 @@ def paid_judge(paid: PaidRun, config: OpenAIJudgeConfig, seed: int) -> PaidBacke
     identity = {**identity_of(config), "prompt": f"{prompt.name}/v{prompt.version}", **judging_identity(prompt)}
     asks, settings = judge_asks(config, prompt), judge_settings(config, prompt, seed)
     return PaidBackend(paid, "judge", OpenAIJudge, config, asks, settings, identity)
+
+
+def paid_rater(paid: PaidRun, config: OpenAIRaterConfig) -> PaidBackend:
+    """A rater behind an OpenAI-compatible endpoint: one number per response, on the prompt's scale."""
+    check_money((paid.config.max_usd, paid.config.max_usd_per_round), config)
+    prompt = load_prompt(config.prompt, "rating")
+    identity = {**identity_of(config), "prompt": f"{prompt.name}/v{prompt.version}", **judging_identity(prompt)}
+    return PaidBackend(paid, "rate", OpenAIRater, config, rater_asks(config, prompt), {"prompt": prompt}, identity)

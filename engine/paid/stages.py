@@ -18,7 +18,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from engine.artifacts import Step
-from engine.config_endpoint import EndpointConfig, JudgingConfig, OpenAIGeneratorConfig, OpenAIJudgeConfig
+from engine.config_endpoint import (
+    EndpointConfig,
+    JudgingConfig,
+    OpenAIGeneratorConfig,
+    OpenAIJudgeConfig,
+    OpenAIRaterConfig,
+)
 from engine.judging.canaries import canaries_for
 from engine.judging.pairwise import JUDGED_COLUMNS, Pairwise, conversation, cost_columns, reminder
 from engine.judging.prompts import Prompt, render
@@ -278,6 +284,17 @@ def judge_asks(config: OpenAIJudgeConfig, prompt: Prompt) -> dict[str, Any]:
         "schema": None if prompt.parser == "score_pair" else prompt.schema,
         "structured": config.structured,
         "logprobs": config.logprobs and prompt.parser != "score_pair",
+        "prompt": f"{prompt.name}/v{prompt.version} {prompt.sha}",
+    }
+
+
+def rater_asks(config: OpenAIRaterConfig, prompt: Prompt) -> dict[str, Any]:
+    """Request fields of a rater's calls."""
+    return {
+        **sampling(config),
+        "max_tokens": config.max_tokens,
+        "schema": prompt.schema,
+        "structured": config.structured,
         "prompt": f"{prompt.name}/v{prompt.version} {prompt.sha}",
     }
 
