@@ -104,8 +104,7 @@ def train_finetune(
     ordered = [texts[int(i)] for i in order_N]
     hard_N, words_N = np.asarray(hard_N, np.float64)[order_N], words_N[order_N]
     held_N = validation_mask(words_N, seed, settings.validation_fraction)
-    # Soft labels are learned from; what is measured and calibrated to is the class.
-    hard_T, hard_V = hard_N[~held_N], np.where(hard_N[held_N] >= 0.5, 1.0, 0.0)
+    hard_T, hard_V = hard_N[~held_N], (hard_N[held_N] >= 0.5).astype(np.float64)  # soft ones are measured by class
     metrics = {"num_train": len(hard_T), "hard_rate": float(hard_N.mean()) if len(hard_N) else None}
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -278,9 +277,8 @@ def _fit(
     from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
     easy_weight, hard_weight = class_weights(hard_N[~held_N])
-    # A row's two weighted halves, written as one weight and one target; exactly 0 and 1 for labels 0 and 1.
     weight_N = hard_N * hard_weight + (1 - hard_N) * easy_weight
-    target_N = hard_N * hard_weight / weight_N
+    target_N = hard_N * hard_weight / weight_N  # a soft row's two weighted halves; 0 and 1 stay exactly 0 and 1
     rows_T, rows_V = np.flatnonzero(~held_N), np.flatnonzero(held_N)
     steps = -(-len(rows_T) // settings.batch_size) * settings.epochs
     optimizer, schedule = _optimizer(scorer.model, settings, steps)
