@@ -171,6 +171,11 @@ class PaidConfig(Strict):
         default=1.0, ge=0.0, description="Ask before a run whose likely cost is higher and that has no max_usd"
     )
 
+    @property
+    def caps(self) -> tuple[float | None, float | None]:
+        """USD of the run and of one round."""
+        return self.max_usd, self.max_usd_per_round
+
 
 class RecipeConfig(Strict):
     """Base of every recipe's settings."""

@@ -79,10 +79,9 @@ def judge_report(store: Store, judged: Sequence[Source], identity: Mapping[str, 
     None for judges that do not compare in two orders.
     """
     wanted = [ROW, ID, FILE, LINE, RESPONSE, ANSWER, *(field.name for field in JUDGED_COLUMNS)]
-    tables = [pa.concat_tables([source.read(part.index) for part in source.require().parts]) for source in judged]
-    if not tables or FIRST not in tables[0].column_names:
+    if not judged or FIRST not in judged[0].read(0).column_names:
         return None
-    table = pa.concat_tables([one.select(wanted) for one in tables])
+    table = pa.concat_tables([source.read(part.index, wanted) for source in judged for part in source.require().parts])
     for name, text in (("reference_chars", RESPONSE), ("answer_chars", ANSWER)):
         table = table.append_column(name, pc.fill_null(pc.utf8_length(table[text]), 0))  # pyright: ignore
     facts = {"judge": {name: identity.get(name) for name in ("model", "base_url", "prompt")}, **judge_facts(table)}

@@ -104,7 +104,7 @@ def cohen_kappa(counts_LL: np.ndarray) -> Kappa:
 def combined(first: str | None, second: str | None) -> str | None:
     """The verdict on a pair from the labels as shown: order "first" shows answer a as A, "second" shows answer b as A.
 
-    The rule of a run (`engine.judging.pairwise.combined`): a must win in every order, b must win one and lose none,
+    The rule of a run and of a check: a must win in every order, b must win one and lose none,
     only ties are a tie, and everything else is "inconsistent".
 
     Returns:

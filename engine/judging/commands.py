@@ -20,7 +20,7 @@ def prompts_table() -> Table:
     for title in ("prompt", "kind", "parser", "sha", "source"):
         table.add_column(title, no_wrap=title != "source", overflow="fold")
     for prompt in list_prompts():
-        name = Text(f"{prompt.name}/v{prompt.version}")
+        name = Text(prompt.spec)
         table.add_row(name, prompt.kind, prompt.parser, prompt.sha[:8], Text(prompt.source))
     return table
 
@@ -33,7 +33,7 @@ def show_prompt(spec: str) -> str:
     """
     prompt = load_prompt(spec)
     facts = {
-        "prompt": f"{prompt.name}/v{prompt.version}",
+        "prompt": prompt.spec,
         "file": prompt.path,
         "sha256": prompt.sha,
         "kind": prompt.kind,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from engine.judging import agreement
 from engine.judging.canaries import Canary
 from engine.judging.defence import encode, suspect
 from engine.judging.prompts import Prompt, render
@@ -35,6 +36,11 @@ from engine.schema import (
 
 FIRST, SECOND = "first", "second"
 
+COST_COLUMNS = [
+    pa.field("tokens_in", pa.int64()),
+    pa.field("tokens_out", pa.int64()),
+    pa.field("usd", pa.float64()),  # price of the replies, whenever they were paid
+]
 JUDGED_COLUMNS = [
     *VERDICT_COLUMNS,
     pa.field("p_reference", pa.float32()),  # mean over the orders of the probability that the reference wins
@@ -43,9 +49,7 @@ JUDGED_COLUMNS = [
     pa.field(SECOND, pa.string()),  # the same when the model's answer was A
     pa.field("canary", pa.bool_()),  # whether the canary that came along was judged right; null: none came
     pa.field("suspect", pa.string()),  # why the text looks like it talks to the judge; null: it does not
-    pa.field("tokens_in", pa.int64()),
-    pa.field("tokens_out", pa.int64()),
-    pa.field("usd", pa.float64()),  # price of the replies, whenever they were paid
+    *COST_COLUMNS,
 ]
 
 # (messages, purpose, what tells this call apart from others that ask the same) -> reply
@@ -247,14 +251,11 @@ def suspicion(row: Mapping[str, Any]) -> str | None:
 def combined(verdicts: Mapping[str, OrderVerdict]) -> dict[str, Any]:
     """One verdict from one or two orders.
 
-    The reference in every order: "reference". The answer wins or ties in every order, with at least one win: "answer".
-    Only ties: "tie". Everything else is "inconsistent": the judge contradicts itself when the order changes.
+    The rule is `engine.judging.agreement.combined`; a verdict that is "inconsistent" changes with the order.
     """
-    winners = {verdict.winner for verdict in verdicts.values()}
-    if winners in ({"reference"}, {"tie"}):
-        verdict = winners.pop()
-    else:
-        verdict = "inconsistent" if "reference" in winners else "answer"
+    first, second = (verdicts[order].label if order in verdicts else None for order in (FIRST, SECOND))
+    said = agreement.combined(first, second) or ""
+    verdict = {"A": "reference", "B": "answer"}.get(said, said)
     p = [verdict.p for verdict in verdicts.values()]
     scores = [verdict.scores for verdict in verdicts.values()]
     return {
@@ -264,8 +265,8 @@ def combined(verdicts: Mapping[str, OrderVerdict]) -> dict[str, Any]:
         "p_tie": _mean([None if one is None else one["tie"] for one in p]),
         "score_reference": _mean([None if pair is None else pair[0] for pair in scores]),
         "score_answer": _mean([None if pair is None else pair[1] for pair in scores]),
-        FIRST: verdicts[FIRST].label if FIRST in verdicts else None,
-        SECOND: verdicts[SECOND].label if SECOND in verdicts else None,
+        FIRST: first,
+        SECOND: second,
     }
 
 

@@ -78,6 +78,11 @@ class Prompt:
     path: str
 
     @property
+    def spec(self) -> str:
+        """What `load_prompt` finds a bundled one by: name and version."""
+        return f"{self.name}/v{self.version}"
+
+    @property
     def schema(self) -> dict[str, Any] | None:
         """JSON schema of the reply, for `response_format`; None when the reply is not JSON."""
         if self.parser == "verdict":
@@ -145,7 +150,7 @@ def load_prompt(spec: str, kind: str | None = None) -> Prompt:
     """
     prompt = _load(_find(spec))
     if kind is not None and prompt.kind != kind:
-        fits = ", ".join(f"{one.name}/v{one.version}" for one in list_prompts() if one.kind == kind)
+        fits = ", ".join(one.spec for one in list_prompts() if one.kind == kind)
         raise ConfigError(
             f"prompt {spec!r} is of kind {prompt.kind}, but {kind} is needed", fix=f"use one of: {fits}", code="E255"
         )

@@ -287,8 +287,7 @@ def _fit(
         longest = max(len(tokens[i]) for i in rows_B)
         batch = Batch(rows=rows_B, num_rows=len(rows_B), length=min(-(-longest // 8) * 8, scorer.max_tokens))
         target_B, weight_B = (torch.from_numpy(a[rows_B]).float().to(scorer.device) for a in (target_N, weight_N))
-        # Softmax over two classes is a sigmoid of the difference of their logits.
-        loss = cross_entropy(scorer.forward(tokens, batch), target_B, weight_B)
+        loss = cross_entropy(scorer.forward(tokens, batch), target_B, weight_B)  # softmax of two: sigmoid of difference
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(scorer.model.parameters(), settings.clip_norm)

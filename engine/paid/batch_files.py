@@ -169,12 +169,12 @@ def import_answers(store: Store, ledger: Store, files: Sequence[str]) -> dict[st
     records: list[Record] = []
     seen: set[str] = set()
     try:
-        for where, line in _answer_lines(files):
+        for line in _answer_lines(files):
             call = calls.get(str(line.get("custom_id")))
             if call is None:
                 counts["foreign"] += 1
                 continue
-            reply, reason = _read_line(line, where)
+            reply, reason = _read_line(line)
             reasons.update([reason] if reason else [])
             if reply is None:
                 counts["again"] += 1
@@ -211,13 +211,13 @@ def _calls_of(store: Store, folder: str) -> dict[str, dict[str, Any]]:
     return {call["key"]: call for call in calls}
 
 
-def _answer_lines(files: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _answer_lines(files: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     for file in files:
         try:
             with fsspec.open(file, "rb") as stream:
                 for number, data in enumerate(stream, 1):  # pyright: ignore[reportArgumentType]
                     if data.strip():
-                        yield f"{file}:{number}", _json_object(data, f"{file}:{number}")
+                        yield _json_object(data, f"{file}:{number}")
         except OSError as error:
             raise DataError(f"cannot read answers: {error}", where=file, code="E455") from error
 
@@ -236,7 +236,7 @@ def _json_object(data: bytes, where: str) -> Mapping[str, Any]:
     return line
 
 
-def _read_line(line: Mapping[str, Any], where: str) -> tuple[Reply | None, str]:
+def _read_line(line: Mapping[str, Any]) -> tuple[Reply | None, str]:
     """(the reply, ""), (a recorded refusal, why) or (None, why it has to be asked again)."""
     response = line.get("response")
     if not isinstance(response, dict):

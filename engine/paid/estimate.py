@@ -28,7 +28,15 @@ from engine.paid.batch_files import BatchClient, Missing
 from engine.paid.prices import price_of, usd_of
 from engine.paid.requests import Request
 from engine.paid.service import endpoint_of, ledger_store
-from engine.paid.stages import Calls, OpenAIGenerator, OpenAIJudge, PaidStage, judge_asks, judge_settings, sampling
+from engine.paid.stages import (
+    Calls,
+    OpenAIGenerator,
+    OpenAIJudge,
+    PaidStage,
+    generator_asks,
+    judge_asks,
+    judge_settings,
+)
 from engine.paid.standing import standing
 from engine.recipes.iterselect import diverse_rows
 from engine.schema import (  # fmt: skip
@@ -212,8 +220,7 @@ def plan_generator(
     config: OpenAIGeneratorConfig, sample: pa.Table, batch: pa.Table, ledger: Store
 ) -> tuple[Backend, pa.Table, pa.Table]:
     """Its calls, and both tables with the answers that the ledger has."""
-    asks = {**sampling(config), "max_tokens": config.max_tokens}
-    stage = OpenAIGenerator(_calls(config, ledger, asks), "plan", 0, config.system)
+    stage = OpenAIGenerator(_calls(config, ledger, generator_asks(config)), "plan", 0, config.system)
     try:
         to_do = batch.filter(pc.is_null(batch[ANSWER]))  # pyright: ignore
         lookups = [look_up(stage, table) for table in (sample, to_do)]

@@ -66,7 +66,6 @@ class PaidRun:
     def __init__(self, store: Store, runtime: Runtime, config: PaidConfig) -> None:
         self.store, self.runtime, self.config = store, runtime, config
         self.ledger = ledger_store(store, config.ledger)
-        self.used = False
         self._limiter: Group | None = None
         self._run = ""
 
@@ -93,7 +92,6 @@ class PaidRun:
     @contextmanager
     def watched(self, step: str) -> Iterator[None]:
         """Tells the observer about calls and money, once a second and at the end."""
-        self.used = True
         limiter, stop = self.limiter, threading.Event()
 
         def tell() -> None:
@@ -189,7 +187,7 @@ def check_backends(config: RunConfig, with_key: bool) -> None:
         EnvironmentProblem: E362.
     """
     for backend in paid_backends(config):
-        check_money((config.paid.max_usd, config.paid.max_usd_per_round), backend)
+        check_money(config.paid.caps, backend)
         if with_key and backend.mode == "online":
             api_key(endpoint_of(backend))
 
@@ -221,7 +219,7 @@ def judging_identity(prompt: Prompt) -> dict[str, Any]:
     """What determines verdicts beside the settings: the prompt, and the data that a release may change."""
     data = [files("engine.judging").joinpath(name).read_bytes() for name in JUDGING_DATA]
     rules = hashlib.sha256(b"\0".join([*data, DATA_RULES.encode()])).hexdigest()
-    return {"prompt_sha": prompt.sha, "rules_sha": rules, "version": JUDGING_VERSION}
+    return {"prompt": prompt.spec, "prompt_sha": prompt.sha, "rules_sha": rules, "version": JUDGING_VERSION}
 
 
 class PaidBackend:
@@ -235,6 +233,9 @@ class PaidBackend:
         asks: request fields common to all its calls.
         settings: further arguments of the stage.
         identity: what determines its bytes.
+
+    Raises:
+        ConfigError: E260, as `check_money`.
     """
 
     def __init__(
@@ -247,6 +248,7 @@ class PaidBackend:
         settings: Mapping[str, Any],
         identity: Mapping[str, Any],
     ) -> None:
+        check_money(paid.config.caps, config)
         self.paid, self.name, self.factory, self.config = paid, name, factory, config
         self.asks, self.settings, self.identity = asks, settings, identity
         self.group: Group | None = None
@@ -299,7 +301,7 @@ class PaidBackend:
         most = (1 - discount) * sum(usd_of(price, one.most_tokens_in(), one.max_tokens) for one in asked)
         index = LedgerIndex(self.paid.ledger)
         index.refresh()
-        caps = self.paid.config.max_usd, self.paid.config.max_usd_per_round
+        caps = self.paid.config.caps
         for cap, number, code in ((caps[0], None, "E510"), (caps[1], round_number, "E511")):
             spent = index.totals(self.paid.run, round=number).cost_usd
             if cap is not None and spent + most > cap:
@@ -333,23 +335,20 @@ class PaidBackend:
 
 def paid_generator(paid: PaidRun, config: OpenAIGeneratorConfig) -> PaidBackend:
     """A generator behind an OpenAI-compatible endpoint."""
-    check_money((paid.config.max_usd, paid.config.max_usd_per_round), config)
     settings = {"system": config.system}
     return PaidBackend(paid, "answer", OpenAIGenerator, config, generator_asks(config), settings, identity_of(config))
 
 
 def paid_judge(paid: PaidRun, config: OpenAIJudgeConfig, seed: int) -> PaidBackend:
     """A judge behind an OpenAI-compatible endpoint. `seed` draws its canaries."""
-    check_money((paid.config.max_usd, paid.config.max_usd_per_round), config)
     prompt = load_prompt(config.prompt, "pairwise")
-    identity = {**identity_of(config), "prompt": f"{prompt.name}/v{prompt.version}", **judging_identity(prompt)}
+    identity = {**identity_of(config), **judging_identity(prompt)}
     asks, settings = judge_asks(config, prompt), judge_settings(config, prompt, seed)
     return PaidBackend(paid, "judge", OpenAIJudge, config, asks, settings, identity)
 
 
 def paid_rater(paid: PaidRun, config: OpenAIRaterConfig) -> PaidBackend:
     """A rater behind an OpenAI-compatible endpoint: one number per response, on the prompt's scale."""
-    check_money((paid.config.max_usd, paid.config.max_usd_per_round), config)
     prompt = load_prompt(config.prompt, "rating")
-    identity = {**identity_of(config), "prompt": f"{prompt.name}/v{prompt.version}", **judging_identity(prompt)}
+    identity = {**identity_of(config), **judging_identity(prompt)}
     return PaidBackend(paid, "rate", OpenAIRater, config, rater_asks(config, prompt), {"prompt": prompt}, identity)

@@ -19,14 +19,13 @@ import pyarrow as pa
 
 from engine.artifacts import Step
 from engine.config_endpoint import (
-    EndpointConfig,
     JudgingConfig,
     OpenAIGeneratorConfig,
     OpenAIJudgeConfig,
     OpenAIRaterConfig,
 )
 from engine.judging.canaries import canaries_for
-from engine.judging.pairwise import JUDGED_COLUMNS, Pairwise, conversation, cost_columns, reminder
+from engine.judging.pairwise import COST_COLUMNS, JUDGED_COLUMNS, Pairwise, conversation, cost_columns, reminder
 from engine.judging.prompts import Prompt, render
 from engine.judging.verdicts import parse_rating
 from engine.paid.batch_files import BatchClient, Missing, NotAnswered
@@ -40,11 +39,6 @@ from engine.store import Store
 
 T = TypeVar("T")
 
-COST_COLUMNS = [
-    pa.field("tokens_in", pa.int64()),
-    pa.field("tokens_out", pa.int64()),
-    pa.field("usd", pa.float64()),
-]
 PAID_ANSWER_COLUMNS = [*ANSWER_COLUMNS, pa.field("finish", pa.string()), *COST_COLUMNS]
 RATING_COLUMNS = [pa.field("rating", pa.float32()), pa.field(ERROR, pa.large_string()), *COST_COLUMNS]
 
@@ -233,7 +227,7 @@ class OpenAIRater(PaidStage):
         prompt: of kind rating.
     """
 
-    columns_in = (ID, MESSAGES, TOOLS, RESPONSE)
+    columns_in = (MESSAGES, TOOLS, RESPONSE)
     columns_out = RATING_COLUMNS
 
     def __init__(self, calls: Calls, member: str, retry: int, *, prompt: Prompt) -> None:
@@ -261,42 +255,30 @@ class OpenAIRater(PaidStage):
         return parse_rating(reply.text, self.prompt.parser, self.prompt.scale)
 
 
-def sampling(config: EndpointConfig) -> dict[str, Any]:
-    """Request fields that a generator, a judge and a rater have in common."""
+def generator_asks(config: OpenAIGeneratorConfig | OpenAIRaterConfig | OpenAIJudgeConfig) -> dict[str, Any]:
+    """Request fields of a generator's calls; a rater's and a judge's have them too."""
     return {
         "model": config.model,
         "temperature": config.temperature,
         "seed": config.sampling_seed,
         "extra": config.extra_body,
+        "max_tokens": config.max_tokens,
     }
 
 
-def generator_asks(config: OpenAIGeneratorConfig) -> dict[str, Any]:
-    """Request fields of a generator's calls."""
-    return {**sampling(config), "max_tokens": config.max_tokens}
+def rater_asks(config: OpenAIRaterConfig | OpenAIJudgeConfig, prompt: Prompt) -> dict[str, Any]:
+    """Request fields of a rater's calls."""
+    return {
+        **generator_asks(config),
+        "schema": prompt.schema,
+        "structured": config.structured,
+        "prompt": f"{prompt.spec} {prompt.sha}",
+    }
 
 
 def judge_asks(config: OpenAIJudgeConfig, prompt: Prompt) -> dict[str, Any]:
-    """Request fields of a judge's calls."""
-    return {
-        **sampling(config),
-        "max_tokens": config.max_tokens,
-        "schema": None if prompt.parser == "score_pair" else prompt.schema,
-        "structured": config.structured,
-        "logprobs": config.logprobs and prompt.parser != "score_pair",
-        "prompt": f"{prompt.name}/v{prompt.version} {prompt.sha}",
-    }
-
-
-def rater_asks(config: OpenAIRaterConfig, prompt: Prompt) -> dict[str, Any]:
-    """Request fields of a rater's calls."""
-    return {
-        **sampling(config),
-        "max_tokens": config.max_tokens,
-        "schema": prompt.schema,
-        "structured": config.structured,
-        "prompt": f"{prompt.name}/v{prompt.version} {prompt.sha}",
-    }
+    """Request fields of a judge's calls: a rater's, and probabilities where the reply is one verdict."""
+    return {**rater_asks(config, prompt), "logprobs": config.logprobs and prompt.parser != "score_pair"}
 
 
 def judge_settings(config: JudgingConfig, prompt: Prompt, seed: int) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from engine.artifacts import Step, write_table
 from engine.config import PaidConfig
-from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig
+from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig, OpenAIRaterConfig
 from engine.local import LocalRuntime
-from engine.paid.service import PaidRun, paid_generator, paid_judge
+from engine.paid.service import PaidBackend, PaidRun, paid_generator, paid_judge, paid_rater
 from engine.schema import canonical_json, conversation_id
 from engine.store import Store
 from tests.conftest import Recorder
@@ -65,26 +65,25 @@ def judge_rows(
     out: Path, rows: list[dict[str, Any]], config: OpenAIJudgeConfig, runtime: Any = None, **paid: Any
 ) -> pa.Table:
     """Verdicts on rows, in a run folder of their own."""
-    store = Store(out)
-    run = PaidRun(store, runtime or LocalRuntime(Recorder()), PaidConfig(**paid))
-    backend = paid_judge(run, config, seed=0)
-    source = batch_step(store, rows)
-    target = Step(store, "rounds/000/verdicts", dict(backend.identity), [source.fingerprint])
-    try:
-        backend.run(source, target)
-    finally:
-        backend.close()
-        run.close()
-    return target.read_all()
+    run = PaidRun(Store(out), runtime or LocalRuntime(Recorder()), PaidConfig(**paid))
+    return _made(run, paid_judge(run, config, seed=0), rows, "verdicts")
 
 
 def answer_rows(out: Path, rows: list[dict[str, Any]], config: OpenAIGeneratorConfig, **paid: Any) -> pa.Table:
     """Answers to rows, in a run folder of their own."""
-    store = Store(out)
-    run = PaidRun(store, LocalRuntime(Recorder()), PaidConfig(**paid))
-    backend = paid_generator(run, config)
-    source = batch_step(store, rows)
-    target = Step(store, "rounds/000/answers", dict(backend.identity), [source.fingerprint])
+    run = PaidRun(Store(out), LocalRuntime(Recorder()), PaidConfig(**paid))
+    return _made(run, paid_generator(run, config), rows, "answers")
+
+
+def rate_rows(out: Path, rows: list[dict[str, Any]], config: OpenAIRaterConfig) -> pa.Table:
+    """Ratings of rows, in a run folder of their own."""
+    run = PaidRun(Store(out), LocalRuntime(Recorder()), PaidConfig())
+    return _made(run, paid_rater(run, config), rows, "ratings")
+
+
+def _made(run: PaidRun, backend: PaidBackend, rows: list[dict[str, Any]], name: str) -> pa.Table:
+    source = batch_step(run.store, rows)
+    target = Step(run.store, f"rounds/000/{name}", dict(backend.identity), [source.fingerprint])
     try:
         backend.run(source, target)
     finally:

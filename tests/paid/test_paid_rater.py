@@ -7,27 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from engine.artifacts import Step
-from engine.config import PaidConfig
 from engine.config_endpoint import OpenAIRaterConfig
-from engine.local import LocalRuntime
-from engine.paid.service import PaidRun, paid_rater
-from engine.store import Store
-from tests.conftest import Recorder
 from tests.fake_server import FakeServer
-from tests.paid.paid_rows import PRICE, batch_step, make_rows
+from tests.paid.paid_rows import PRICE, make_rows, rate_rows
 
 
 def rate(out: Path, url: str, prompt: str) -> pa.Table:
-    store = Store(out)
-    run = PaidRun(store, LocalRuntime(Recorder()), PaidConfig())
-    rater = paid_rater(run, OpenAIRaterConfig(model="m", base_url=url, price=PRICE, prompt=prompt))  # pyright: ignore
-    source = batch_step(store, make_rows(40))
-    target = Step(store, "ratings", dict(rater.identity), [source.fingerprint])
-    rater.run(source, target)
-    rater.close()
-    run.close()
-    return target.read_all()
+    config = OpenAIRaterConfig(model="m", base_url=url, price=PRICE, prompt=prompt)  # pyright: ignore
+    return rate_rows(out, make_rows(40), config)
 
 
 @pytest.mark.parametrize("prompt", ["rating", "rating-line"])
