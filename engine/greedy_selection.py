@@ -17,17 +17,18 @@ from engine.algorithms.exact import ONE
 from engine.algorithms.greedy import Picks
 from engine.algorithms.kmeans import kmeans
 from engine.artifacts import Step, write_table
-from engine.config import RecipeConfig
+from engine.config_base import Strict
 from engine.data.vectors import vectors_from_arrow, vectors_to_arrow
 from engine.greedy_index import GreedyIndex
 from engine.pick_log import PickLog
 from engine.recipes.base import Context
 from engine.runtime import StageSpec
 from engine.schema import ID, PROMPT, RESPONSE, ROW, VECTOR, id_words, seeded_hash
+from engine.shards import PoolIndex
 
 
-class VectorConfig(RecipeConfig):
-    """What every method on vectors can be told."""
+class VectorConfig(Strict):
+    """What everything on vectors can be told."""
 
     text: Literal["prompt", "pair"] = Field(
         default="prompt", description="What is embedded: the prompt, or prompt and response as one text"
@@ -83,7 +84,7 @@ def start_at_random(context: Context, index: GreedyIndex, log: PickLog) -> None:
     log.add(Picks(rows.rows, rows.words, np.array([2 * ONE]), x))
 
 
-def cluster(context: Context, index: GreedyIndex, target: Step, clusters: int, iterations: int) -> np.ndarray:
+def cluster(context: Context, index: PoolIndex, target: Step, clusters: int, iterations: int) -> np.ndarray:
     """K-Means over the pool: a step with a unit vector per cluster, float16 so that similarities to it are exact.
 
     Returns:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,10 +136,7 @@ def write_scores(context: Context, selection: Selection) -> None:
     chosen = selection.selected.read_all([ROW, "rank", "reason"])
     order = np.argsort(chosen[ROW].to_numpy(), kind="stable")
     rows_S, rank_S = chosen[ROW].to_numpy()[order], chosen["rank"].to_numpy()[order]
-    why: dict[int, str] = {}
-    for reasons in (selection.reasons, chosen):
-        if reasons is not None:
-            why |= dict(zip(reasons[ROW].to_pylist(), reasons["reason"].to_pylist(), strict=True))
+    reasons = [table.sort_by(ROW) for table in (chosen, selection.reasons) if table is not None]
     names = []
     for part in context.pool.require().parts:
         table = context.pool.read(part.index, [ROW, ID, FILE, LINE, SOURCE, TURNS, PROMPT, RESPONSE])
@@ -154,10 +151,27 @@ def write_scores(context: Context, selection: Selection) -> None:
             columns |= {name: scored[name] for name in scored.column_names if name != ROW}
         columns["rank"] = pa.array(ranks, mask=~inside)
         columns["selected"] = pa.array(inside)
-        columns["reason"] = pa.array([why.get(row, selection.default_reason) for row in rows.tolist()], pa.string())
+        columns["reason"] = reasons_of(rows, reasons, selection.default_reason)
         names.append(f"part-{part.index:05d}.parquet")
         context.store.write_bytes(f"scores/{names[-1]}", parquet_bytes(pa.table(columns)))
     remove_others(context.store, "scores", names)
+
+
+def reasons_of(rows_M: np.ndarray, tables: Sequence[pa.Table], default: str) -> pa.Array:
+    """(M,) text: the reason of each row in the first table that has one.
+
+    Args:
+        rows_M: the rows of a part, ascending.
+        tables: (row, reason), ascending by row.
+        default: of the rows that no table has.
+    """
+    found = pa.nulls(len(rows_M), pa.string())
+    for table in tables:
+        low, high = np.searchsorted(table[ROW].to_numpy(), [rows_M[0], rows_M[-1] + 1])
+        near = table.slice(low, high - low)
+        at_M = pc.index_in(pa.array(rows_M), near[ROW])  # pyright: ignore[reportAttributeAccessIssue]
+        found = pc.coalesce(found, near["reason"].take(at_M).cast(pa.string()).combine_chunks())  # pyright: ignore
+    return found.fill_null(default)
 
 
 def card_facts(

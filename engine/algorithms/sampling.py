@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from engine.errors import ConfigError
+from engine.schema import seeded_hash
 
 Rule = Literal["equal", "proportional"]
 
@@ -74,6 +75,43 @@ def smallest_per_group(groups_N: np.ndarray, keys_N: np.ndarray, quotas_K: np.nd
     """
     order_N = np.lexsort((keys_N, groups_N))
     order_N = order_N[np.searchsorted(groups_N[order_N], 0) :]
+    groups = groups_N[order_N]
+    place = np.arange(len(groups)) - np.searchsorted(groups, groups)
+    return order_N[place < np.asarray(quotas_K)[groups]]
+
+
+def weighted_keys(words_N: np.ndarray, weights_N: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """Keys whose largest are a sample without replacement, each draw in proportion to the weights of what is left.
+
+    log(u) / w with u a uniform number by hash: the order of u^(1/w) (Efraimidis and Spirakis 2006).
+
+    Args:
+        words_N: (N,) uint64 from `schema.id_words`.
+        weights_N: (N,) float64, above 0.
+        seed, purpose: of the draw.
+
+    Returns:
+        (N,) float64, finite.
+    """
+    uniform_N = ((seeded_hash(words_N, seed, purpose) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return np.log(uniform_N) / weights_N
+
+
+def largest_per_group(
+    groups_N: np.ndarray, values_N: np.ndarray, tie_words_N: np.ndarray, quotas_K: np.ndarray
+) -> np.ndarray:
+    """Positions of the quota largest values of every group, ordered by group, then value; equal values by id word.
+
+    Args:
+        groups_N: (N,) integers in [0, K).
+        values_N: (N,) finite float64.
+        tie_words_N: (N,) uint64 from `schema.id_words`.
+        quotas_K: (K,) most rows per group.
+
+    Returns:
+        (M,) int64. Choosing again among the choices of several shards gives the choice over all rows.
+    """
+    order_N = np.lexsort((tie_words_N, -values_N, groups_N))
     groups = groups_N[order_N]
     place = np.arange(len(groups)) - np.searchsorted(groups, groups)
     return order_N[place < np.asarray(quotas_K)[groups]]

@@ -23,6 +23,7 @@ RECIPES = {
     "facility_location": "engine.recipes.facility_location",
     "dq": "engine.recipes.dq",
     "coreset": "engine.recipes.coreset",
+    "compose": "engine.recipes.compose",
 }
 
 

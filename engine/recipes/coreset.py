@@ -21,13 +21,14 @@ from typing import Literal
 from pydantic import Field
 
 from engine.algorithms.greedy import KCenter
+from engine.config import RecipeConfig
 from engine.greedy_index import GreedyIndex
 from engine.greedy_selection import VectorConfig, cluster, embed, picked_rows, with_index
 from engine.pick_log import PickLog
 from engine.recipes.base import Context, Selection
 
 
-class Config(VectorConfig):
+class Config(VectorConfig, RecipeConfig):
     name: Literal["coreset"] = "coreset"
     clusters: int = Field(default=100, ge=1, description="K of K-Means; at most a tenth of the pool's rows")
     iterations: int = Field(default=20, ge=1, description="Most K-Means iterations")

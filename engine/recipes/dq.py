@@ -31,6 +31,7 @@ from engine.algorithms.facility import check_rows
 from engine.algorithms.greedy import GraphCut
 from engine.algorithms.sampling import cluster_quotas, smallest_per_group
 from engine.artifacts import Step
+from engine.config import RecipeConfig
 from engine.greedy_index import GreedyIndex
 from engine.greedy_selection import VectorConfig, embed, picked_rows, with_index
 from engine.pick_log import PickLog
@@ -38,7 +39,7 @@ from engine.recipes.base import Context, Selection
 from engine.schema import ID, ROW, id_words, seeded_hash
 
 
-class Config(VectorConfig):
+class Config(VectorConfig, RecipeConfig):
     name: Literal["dq"] = "dq"
     text: Literal["prompt", "pair"] = Field(
         default="pair", description="What is embedded: the prompt, or prompt and response as one text"

@@ -28,6 +28,7 @@ from engine.algorithms.facility import Sampling, check_rows
 from engine.algorithms.greedy import KCenter
 from engine.algorithms.sampling import cluster_quotas
 from engine.artifacts import Step, take_rows
+from engine.config import RecipeConfig
 from engine.greedy_index import GreedyIndex
 from engine.greedy_selection import VectorConfig, cluster, embed, with_index
 from engine.pick_log import SCORE, PickLog
@@ -35,7 +36,7 @@ from engine.recipes.base import Context, Selection
 from engine.schema import ID, ROW, id_words
 
 
-class Config(VectorConfig):
+class Config(VectorConfig, RecipeConfig):
     name: Literal["facility_location"] = "facility_location"
     text: Literal["prompt", "pair"] = Field(
         default="pair", description="What is embedded: the prompt, or prompt and response as one text"

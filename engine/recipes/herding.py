@@ -18,13 +18,14 @@ from __future__ import annotations
 from typing import Literal
 
 from engine.algorithms.greedy import Herding
+from engine.config import RecipeConfig
 from engine.greedy_index import GreedyIndex
 from engine.greedy_selection import VectorConfig, embed, picked_rows, with_index
 from engine.pick_log import PickLog
 from engine.recipes.base import Context, Selection
 
 
-class Config(VectorConfig):
+class Config(VectorConfig, RecipeConfig):
     name: Literal["herding"] = "herding"
 
 

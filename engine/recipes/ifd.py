@@ -26,18 +26,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
-from engine.recipes.base import Context, Selection
-from engine.schema import ERROR
-from engine.token_scoring import LanguageModelConfig, not_scored, note_shortfall, rank_rows, score_step, token_scores
+from engine.composition import Composition, composed
+from engine.config import RecipeConfig
+from engine.scoring.tokens import TokenScore
+from engine.selecting.ranks import Keep, Top
+from engine.token_scoring import LanguageModelConfig
 
-IFD = "ifd"
+IFD, CUT = "ifd", "tokens_cut"
 
 
-class IfdConfig(LanguageModelConfig):
+class IfdConfig(LanguageModelConfig, RecipeConfig):
     """What every form of the score can be told."""
 
     ratio: Literal["loss", "perplexity"] = Field(
@@ -59,52 +59,12 @@ class Config(IfdConfig):
     )
 
 
-def ifd_scores(conditioned_N: np.ndarray, alone_N: np.ndarray, ratio: str) -> np.ndarray:
-    """IFD of rows.
-
-    Args:
-        conditioned_N: (N,) mean NLL after the prompt, in nats.
-        alone_N: (N,) mean NLL of the same tokens without it.
-        ratio: "loss": the quotient (Cherry, equation 4); "perplexity": the quotient of their exponentials.
-
-    Returns:
-        (N,) float64; nan where it is not defined, or too large for a number.
-    """
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        a_N, b_N = conditioned_N.astype(np.float64), alone_N.astype(np.float64)
-        found_N = a_N / b_N if ratio == "loss" else np.exp(a_N - b_N)
-    return np.where(np.isfinite(found_N), found_N, np.nan)
+def composition(config: IfdConfig) -> Composition:
+    value = "ifd" if config.ratio == "loss" else "ifd_perplexity"
+    scores = {IFD: TokenScore(value=value, **config.shared())}
+    whole = [Keep(by=CUT, at_most=0)] if config.truncated == "drop" else []
+    aligned = [] if config.max_ifd is None else [Keep(by=IFD, below=config.max_ifd)]
+    return Composition(scores, [*whole, *aligned, Top(by=IFD)])
 
 
-def left_out(table: pa.Table, max_ifd: float | None, truncated: str) -> list[str | None]:
-    """Why each row of a part cannot be chosen."""
-
-    def reason(error: str | None, ifd: float | None, cut: int | None) -> str | None:
-        if error is not None:
-            return not_scored(error)
-        if cut and truncated == "drop":
-            return "the response is longer than max_tokens"
-        if ifd is None:
-            return "no IFD: the response alone is certain"
-        return f"IFD of {max_ifd:g} or more" if max_ifd is not None and ifd >= max_ifd else None
-
-    columns = (table[name].to_pylist() for name in (ERROR, IFD, "tokens_cut"))
-    return [reason(*row) for row in zip(*columns, strict=True)]
-
-
-def select(context: Context) -> Selection:
-    config = context.config.recipe
-    assert isinstance(config, IfdConfig)
-
-    def arithmetic(table: pa.Table) -> pa.Array:
-        conditioned_N, alone_N = (table[name].to_numpy() for name in ("nll_conditioned", "nll_alone"))
-        return pa.array(ifd_scores(conditioned_N, alone_N, config.ratio), from_pandas=True)
-
-    tokens = token_scores(context, config)
-    scores = score_step(context, tokens, IFD, arithmetic, {"ratio": config.ratio})
-    settings = {"max_ifd": config.max_ifd, "truncated": config.truncated}
-    ranked = rank_rows(context, scores, IFD, lambda table: left_out(table, **settings), context.budget, 1)
-    note_shortfall(context, len(ranked.rows))
-    reason = "among the highest IFD" + (f" below {config.max_ifd:g}" if config.max_ifd is not None else "")
-    selected = context.select_rows("selected", ranked.rows, reason, {"scores": scores.fingerprint, **settings})
-    return Selection(selected, scores, "lower IFD", ranked.reasons)
+select = composed(composition)

@@ -23,13 +23,14 @@ from __future__ import annotations
 from typing import Literal
 
 from engine.algorithms.greedy import KCenter
+from engine.config import RecipeConfig
 from engine.greedy_index import GreedyIndex
 from engine.greedy_selection import VectorConfig, embed, picked_rows, start_at_random, with_index
 from engine.pick_log import PickLog
 from engine.recipes.base import Context, Selection
 
 
-class Config(VectorConfig):
+class Config(VectorConfig, RecipeConfig):
     name: Literal["kcenter"] = "kcenter"
 
 

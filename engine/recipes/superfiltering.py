@@ -25,9 +25,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from engine.recipes.ifd import IfdConfig, select
+from engine.recipes.ifd import IfdConfig, composition, select
 
-__all__ = ["Config", "select"]
+__all__ = ["Config", "composition", "select"]
 
 
 class Config(IfdConfig):

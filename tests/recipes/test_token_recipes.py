@@ -13,8 +13,8 @@ import pytest
 
 from engine.config import RunConfig
 from engine.errors import DataError, TooManyFailures
-from engine.recipes.ifd import ifd_scores
-from engine.recipes.perplexity import middle_ranks
+from engine.scoring.tokens import ifd_scores
+from engine.selecting.ranks import middle_ranks
 from engine.settings import load_config
 from tests.conftest import Recorder
 from tests.runs import outputs, run_local, run_ray
@@ -77,11 +77,11 @@ def test_selection_follows_from_the_scores_and_every_row_has_a_reason(finished: 
         ranked = sorted(able, key=lambda row: (-row["ifd"], row["id"]))
         assert ids(finished[recipe]) == [row["id"] for row in ranked[:20]]
     reasons = {row["reason"].partition(":")[0] for row in rows}
-    reasons -= {"not scored", "the response is longer than max_tokens"}
+    reasons -= {"not scored", "tokens_cut above 0"}
     if recipe == "perplexity":
-        assert reasons == {"in the mid band of perplexity", "outside the mid band of perplexity"}
+        assert reasons == {"in the middle of perplexity", "far from the middle of perplexity"}
     else:
-        assert reasons == {"IFD of 1 or more", "among the highest IFD below 1", "lower IFD"}
+        assert reasons == {"ifd of 1 or more", "among the highest ifd", "lower ifd"}
 
 
 # First ids of the small pool with the tiny model. A change here is a change of the method, or of the model's maker.
@@ -154,12 +154,12 @@ def test_fewer_rows_than_the_budget_and_none_at_all(
 ) -> None:
     out = tmp_path / "out"
     summary = run_local(config_for("ifd", small_pool, model, out, "budget=150"), recorder)
-    able = [row for row in scores(out) if row["reason"] == "among the highest IFD below 1"]
+    able = [row for row in scores(out) if row["reason"] == "among the highest ifd"]
     assert summary["selected"] == len(able) == len(ids(out)) < 150
     assert f"{len(able):,} rows can be chosen, fewer than the budget of 150" in recorder.notes
     everything = config_for("ifd", small_pool, model, out, "budget=150", "recipe.max_ifd=null", "recipe.truncated=keep")
     assert run_local(everything, recorder)["selected"] == 150
-    with pytest.raises(DataError, match=r"most often: IFD of 0\.001 or more"):
+    with pytest.raises(DataError, match=r"most often: ifd of 0\.001 or more"):
         run_local(config_for("ifd", small_pool, model, out, "recipe.max_ifd=0.001"), recorder)
 
 

@@ -1,0 +1,126 @@
+"""A selection method as a composition: named scores, then a chain of selectors, run over any pool.
+
+Named recipes are such compositions wherever they can be, and `compose` takes one from the config. The mathematics is
+in engine/scoring and engine/selecting; this file only checks that the pieces fit and runs them in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.artifacts import Step
+from engine.config import budget_rows
+from engine.errors import DataError
+from engine.recipes.base import Context, Selection
+from engine.scoring.base import Derived, Measured
+from engine.scoring.table import score_table
+from engine.selecting.base import Narrowing, Selector, Sized
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What is measured, and what is left of the pool after each selector.
+
+    Attributes:
+        scores: by name; a derived score follows those it reads.
+        select: at least one; the last leaves the budget, so it is one that leaves a number of rows.
+
+    Raises:
+        ValueError: a name is not a score, or a number of rows is missing or without meaning.
+    """
+
+    scores: Mapping[str, Measured | Derived]
+    select: Sequence[Selector]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known: list[str] = []
+        for name, score in self.scores.items():
+            if isinstance(score, Derived):
+                check_names(f"scores.{name}", score.reads, known)
+            known += [name, *(score.carries if isinstance(score, Measured) else ())]
+        if not self.select:
+            raise ValueError("`select` needs at least one selector")
+        for number, selector in enumerate(self.select):
+            check_names(f"select.{number} ({selector.kind})", selector.reads, known)
+            last = number == len(self.select) - 1
+            if last and not isinstance(selector, Sized):
+                raise ValueError(f"the last selector leaves the budget; {selector.kind} leaves what meets a condition")
+            if isinstance(selector, Sized) and last != (selector.rows is None):
+                why = (
+                    "leaves the budget, so it takes no `rows`"
+                    if last
+                    else "needs `rows`: a share of the pool or a number"
+                )
+                raise ValueError(f"select.{number} ({selector.kind}) {why}")
+
+
+def check_names(where: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Every name is a score that comes before.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{where} reads {name!r}, which is no score before it; there are: {', '.join(known) or 'none'}"
+            )
+
+
+def composed(composition: Callable[[Any], Composition]) -> Callable[[Context], Selection]:
+    """The `select` of a recipe whose settings make a composition."""
+
+    def select(context: Context) -> Selection:
+        return run_composition(context, composition(context.config.recipe))
+
+    return select
+
+
+def run_composition(context: Context, composition: Composition) -> Selection:
+    """Measures the scores, runs the selectors, keeps what is left.
+
+    Raises:
+        DataError: E470, no row of the pool can be chosen.
+    """
+    scores = score_table(context, composition.scores)
+    narrowing = Narrowing.start(context, scores)
+    for number, selector in enumerate(composition.select):
+        last = number == len(composition.select) - 1
+        narrowing = selector.narrow(
+            narrowing.followed_by(selector), context.budget if last else rows_of(context, selector)
+        )
+        if not narrowing.num_left:
+            raise no_row_left(narrowing, selector, scores)
+    order_I = narrowing.order_I
+    assert order_I is not None
+    if len(order_I) < context.budget:
+        found, wanted = len(order_I), context.budget
+        context.runtime.observer.note(f"{found:,} rows can be chosen, fewer than the budget of {wanted:,}")
+    selected = context.select_rows("selected", order_I, narrowing.chosen, {"chain": narrowing.fingerprint})
+    return Selection(selected, scores, "not selected", narrowing.out_table(), composition.facts)
+
+
+def rows_of(context: Context, selector: Selector) -> int:
+    """Rows that a selector before the last one leaves; a condition leaves any number.
+
+    Raises:
+        ConfigError: E221, more than the pool has.
+    """
+    if not isinstance(selector, Sized) or selector.rows is None:
+        return context.pool_rows
+    return budget_rows(selector.rows, context.pool_rows)
+
+
+def no_row_left(narrowing: Narrowing, selector: Selector, scores: Step) -> DataError:
+    """The error of a chain that leaves nothing."""
+    reasons = narrowing.out_table()["reason"].value_counts().to_pylist()
+    common = max(reasons, key=lambda entry: entry["counts"])["values"]
+    return DataError(
+        "no row of the pool can be chosen",
+        where=scores.folder,
+        why=f"selector {selector.kind} left none; most often: {common}",
+        code="E470",
+    )

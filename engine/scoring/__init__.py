@@ -1,0 +1,18 @@
+"""The scores that a composition can name. One line per kind; importing them loads no model library."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from engine.scoring.arithmetic import Linear, Product
+from engine.scoring.clusters import Cluster
+from engine.scoring.recorded import Recorded
+from engine.scoring.text import Length
+from engine.scoring.tokens import TokenScore
+
+AnyScore = Annotated[
+    Cluster | Length | Linear | Product | Recorded | TokenScore,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,55 @@
+"""Scores made of other scores. A result that is not a finite number is no score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from engine.scoring.base import Derived
+
+
+def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
+    """(names, N) float64, nan where a score is null."""
+    return np.stack([table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names])
+
+
+def finite(values_N: np.ndarray) -> pa.Array:
+    """Null in place of nan and infinities."""
+    return pa.array(values_N, mask=~np.isfinite(values_N))
+
+
+class Product(Derived):
+    """The product of scores, as DEITA's complexity times quality (arXiv 2312.15685)."""
+
+    kind: Literal["product"] = "product"
+    of: list[str] = Field(min_length=1, description="Names of the scores to multiply")
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return self.of
+
+    def derive(self, table: pa.Table) -> pa.Array:
+        return finite(columns_of(table, self.of).prod(axis=0))
+
+
+class Linear(Derived):
+    """A weighted sum of scores plus an intercept, as InstructMining's rules (arXiv 2307.06290)."""
+
+    kind: Literal["linear"] = "linear"
+    weights: dict[str, float] = Field(min_length=1, description="Weight of each score, by name")
+    intercept: float = Field(default=0.0, description="Added to the weighted sum")
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return list(self.weights)
+
+    def derive(self, table: pa.Table) -> pa.Array:
+        """The terms are added in the order of the weights, so the sum has the same bits in any part."""
+        total_N = np.full(len(table), self.intercept)
+        for name, weight in self.weights.items():
+            total_N = total_N + weight * columns_of(table, [name])[0]
+        return finite(total_N)

@@ -1,0 +1,68 @@
+"""Scores that somebody has made already, from a column of the source rows or from a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from engine.backends import pinned
+from engine.config import RecorderConfig
+from engine.models.recorded import Recording
+from engine.recipes.base import Context
+from engine.runtime import StageSpec
+from engine.schema import ERROR
+from engine.scoring.base import Measured, Score
+
+VALUE = "value"
+
+
+class RecordedNumbers(Recording):
+    """Stage: a number per row. Numbers in text are taken; anything else is an error row, never a score."""
+
+    columns_out = (pa.field(VALUE, pa.float64()), pa.field(ERROR, pa.large_string()))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        found = [_number(value) for value in self.values(table)]
+        return pa.table(
+            [pa.array([n for n, _ in found], pa.float64()), pa.array([e for _, e in found], pa.large_string())],
+            names=[VALUE, ERROR],
+        )
+
+
+def _number(value: Any) -> tuple[float | None, str | None]:
+    """The number and None, or None and why there is none."""
+    if value is None:
+        return None, "no recorded score"
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        return None, f"not a number: {json.dumps(value, default=str)[:80]}"
+    return number, None
+
+
+class Recorded(RecorderConfig, Measured):
+    """A score made elsewhere, joined by id or read from the row itself."""
+
+    kind: Literal["recorded"] = "recorded"
+
+    def measure(self, context: Context) -> Score:
+        settings = self.model_dump(exclude={"kind"})
+        if self.file is not None and self.column is None:
+            settings["column"] = VALUE
+        settings, identity = pinned("recorded", settings)
+        target = context.step("recorded", identity, [context.pool.fingerprint])
+        stage = StageSpec(
+            name="recorded",
+            factory=RecordedNumbers,
+            kwargs=settings,
+            columns_in=RecordedNumbers.columns_in,
+            columns_out=RecordedNumbers.columns_out,
+        )
+        record = context.runtime.map_parts(stage, context.pool, target)
+        context.check_failures(target.folder, record.failed, record.rows)
+        return Score.of(target, VALUE)

@@ -1,0 +1,15 @@
+"""The selectors that a composition can chain. One line per kind."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from engine.selecting.groups import Quota
+from engine.selecting.ranks import Keep, Middle, Sample, Top
+
+AnySelector = Annotated[
+    Keep | Middle | Quota | Sample | Top,
+    Field(discriminator="kind"),
+]
