@@ -18,7 +18,7 @@ from rich.console import Console
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.console import print_error
 from engine.errors import ConfigError, IterselectError
-from engine.recipes import RECIPES
+from engine.recipes import RECIPES, load_recipe
 
 app = typer.Typer(
     name="iterselect",
@@ -98,19 +98,26 @@ def run(
     max_usd: Annotated[float | None, typer.Option(min=0, help="Most the run may spend on calls, in USD.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about the likely cost.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for rows that failed.")] = False,
+    methods: Annotated[str | None, typer.Option(help="Several on one pool: a,b,c, or all.")] = None,
 ) -> None:  # fmt: skip
     """Selects. The same command continues a run that was interrupted."""
-    from engine.settings import load_config
+    from engine.settings import load_config, load_methods
 
-    config = load_config(target, rest or [])
-    if local:
-        config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"mode": "local"})})
-    if max_usd is not None:
-        config = config.model_copy(update={"paid": config.paid.model_copy(update={"max_usd": max_usd})})
-    from engine.session import check_alone, run_session
+    several: dict[Any, Any] = {}
+    if methods is not None:
+        several = load_methods(target, rest or [], [] if methods == "all" else methods.split(","))
+    configs = several or {None: load_config(target, rest or [])}
+    for label, config in configs.items():
+        if local:
+            config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"mode": "local"})})
+        if max_usd is not None:
+            config = config.model_copy(update={"paid": config.paid.model_copy(update={"max_usd": max_usd})})
+        configs[label] = config
+        if not yes:
+            confirm_cost(config)
+    from engine.session import check_alone, run_methods, run_session
 
-    if not yes:
-        confirm_cost(config)
+    config = next(iter(configs.values()))
     if retry_failed:
         from engine.paid.service import retry_failed as mark
         from engine.store import Store
@@ -119,6 +126,10 @@ def run(
         marked = mark(Store(config.out))
         print(f"rows to retry in: {', '.join(marked) or 'none'}", file=sys.stderr)
 
+    if several:
+        run_methods(several, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
+        compare([config.out], f"{config.out}/compare", as_json)
+        return
     summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
     if as_json:
         print(json.dumps(summary, indent=1))
@@ -228,7 +239,7 @@ def init(
     from engine.config_template import commented_yaml
     from engine.settings import run_config_model
 
-    values = {"data": {"path": data}, "out": f"runs/{recipe}", "budget": 0.2, "recipe": {"name": recipe}}
+    values = {"data": {"path": data}, "out": f"runs/{recipe}", "budget": 0.2, "recipe": load_recipe(recipe).example}
     text = commented_yaml(run_config_model(recipe), values)
     if output is None:
         print(text, end="")
@@ -268,6 +279,33 @@ def export(
 
     written = export_selection(out, to, format, container)
     print(f"wrote {written} rows to {to}")
+
+
+@app.command()
+def compare(
+    outs: Annotated[list[str], typer.Argument(help="Finished runs; one of several methods stands for all.")],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for a page and pictures.")] = None,
+    as_json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Says how the selections of finished runs differ: overlap, shifts, cost, rows agreed on and disputed."""
+    from engine.compare.collect import collect, find_runs
+    from engine.compare.facts import compare as compared
+
+    stores = find_runs(outs)
+    pool, choices, notes = collect(stores)
+    found = compared(pool, choices, notes)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from engine.compare.view import render
+
+        Console().print(render(found))
+    if output is not None:
+        from engine.compare.page import write_page
+        from engine.store import Store
+
+        write_page(Store(output), found, pool, stores)
+        print(f"wrote {output}/index.html", file=sys.stderr)
 
 
 @app.command()

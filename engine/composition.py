@@ -16,7 +16,7 @@ from engine.errors import DataError
 from engine.recipes.base import Context, Selection
 from engine.scoring.base import Derived, Measured
 from engine.scoring.table import score_table
-from engine.selecting.base import Narrowing, Selector, Sized
+from engine.selecting.base import ByScore, Narrowing, Selector, Sized
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def run_composition(context: Context, composition: Composition) -> Selection:
         found, wanted = len(order_I), context.budget
         context.runtime.observer.note(f"{found:,} rows can be chosen, fewer than the budget of {wanted:,}")
     selected = context.select_rows("selected", order_I, narrowing.chosen, {"chain": narrowing.fingerprint})
-    return Selection(selected, scores, "not selected", narrowing.out_table(), composition.facts)
+    last = composition.select[-1]
+    score = last.by if isinstance(last, ByScore) else None
+    return Selection(selected, scores, "not selected", narrowing.out_table(), composition.facts, score)
 
 
 def rows_of(context: Context, selector: Selector) -> int:

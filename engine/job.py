@@ -33,6 +33,7 @@ from engine.outputs import write_outputs
 from engine.paid.service import PaidRun
 from engine.recipes import load_recipe
 from engine.recipes.base import Context, Selection
+from engine.run_folder import METHODS
 from engine.runtime import Runtime
 from engine.store import Store
 
@@ -42,7 +43,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def execute(config: RunConfig, store: Store, runtime: Runtime, steps: Mapping[str, Any]) -> dict[str, Any]:
+def execute(
+    config: RunConfig, store: Store, runtime: Runtime, steps: Mapping[str, Any], method: str | None = None
+) -> dict[str, Any]:
     """Runs a config to the end, reusing whatever is committed already.
 
     Args:
@@ -50,17 +53,21 @@ def execute(config: RunConfig, store: Store, runtime: Runtime, steps: Mapping[st
         store: the run folder.
         runtime: executes passes and groups.
         steps: live view of the seconds and rows per step, filled by the observer; read for the summary.
+        method: one of several on this pool: its outputs go to `methods/<method>`, its steps to the run folder, where
+            the others find what they have in common.
 
     Returns:
         The summary that is printed and stored in run.json.
     """
     started = time.monotonic()
-    store.write_bytes("config.yaml", dump_yaml(config).encode())
+    outputs = store if method is None else store.sub(f"{METHODS}/{method}")
+    outputs.write_bytes("config.yaml", dump_yaml(config).encode())
     inputs = resolve_inputs(config.data.path)
     pool = ingest(config, store, runtime, inputs)
     rows = pool.require().rows
     paid = PaidRun(store, runtime, config.paid)
-    context = Context(config, store, pool, runtime, budget_rows(config.budget, rows), paid)
+    context = Context(config, store, pool, runtime, budget_rows(config.budget, rows), paid, outputs)
+    paid_before = paid.facts() if method is not None else {}
     recipe = load_recipe(config.recipe.name)
     try:
         selection: Selection = recipe.module.select(context)
@@ -71,10 +78,11 @@ def execute(config: RunConfig, store: Store, runtime: Runtime, steps: Mapping[st
     baselines = compare_with_baselines(context, selection)
     written = write_outputs(context, selection, baselines)
     runtime.observer.step_done("write", rows, time.monotonic() - started_writing, 0, reused=False)
-    summary = summarize(config, store, context, selection, written, baselines, steps, time.monotonic() - started)
+    summary = summarize(context, selection, written, baselines, steps, time.monotonic() - started)
+    summary["calls"] = {name: round(value - paid_before.get(name, 0), 6) for name, value in paid.facts().items()}
     folders = {"ingest": pool.folder, "selected": selection.selected.folder}
-    record = run_record(config, inputs, summary, folders)
-    store.write_bytes("run.json", (json.dumps(record, indent=1) + "\n").encode())
+    record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2}
+    outputs.write_bytes("run.json", (json.dumps(record, indent=1) + "\n").encode())
     return summary
 
 
@@ -136,8 +144,6 @@ def modified(file: InputFile) -> str:
 
 
 def summarize(
-    config: RunConfig,
-    store: Store,
     context: Context,
     selection: Selection,
     written: Mapping[str, Any],
@@ -148,8 +154,8 @@ def summarize(
     """What is printed at the end; see engine.console.Summary."""
     counts = context.pool.require().extra
     return {
-        "out": store.root,
-        "recipe": config.recipe.name,
+        "out": context.outputs.root,
+        "recipe": context.config.recipe.name,
         "rows_read": counts["rows_read"],
         "pool": counts["pool"],
         "rejected": counts["rejected_by_reason"],
@@ -160,11 +166,14 @@ def summarize(
         "selected": written["selected"],
         "steps": list(steps.values()),
         "baselines": baselines,
-        "calls": context.paid.facts(),
         "judge": selection.facts.get("judge"),
+        "score": selection.score,
         "seconds": round(seconds, 2),
         "next_commands": [
-            [f"iterselect export {store.root} NEW_FOLDER --format messages", "the selection in another format"],
+            [
+                f"iterselect export {context.outputs.root} NEW_FOLDER --format messages",
+                "the selection in another format",
+            ],
         ],
     }
 

@@ -155,7 +155,7 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
         for backend in (generator, judge, trainer):
             if backend is not None:
                 backend.close()
-    labelled.judge = judge_report(context.store, judged, judge.identity)
+    labelled.judge = judge_report(context.outputs, judged, judge.identity)
     if warning := weak_classifier(labelled.metrics):
         context.runtime.observer.note(warning)
     return labelled

@@ -24,6 +24,7 @@ from engine.data.shapes import encode, merge_shapes, shape_schema
 from engine.data.writers import jsonl_bytes, output_format, training_row
 from engine.errors import ConfigError, DataError
 from engine.recipes.base import Context, Selection
+from engine.run_folder import run_steps
 from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TOOLS, TURNS
 from engine.store import Store
 
@@ -73,7 +74,7 @@ def write_outputs(context: Context, selection: Selection, baselines: list[dict[s
     Returns:
         `selected` (rows) and `format` (of data/).
     """
-    store, config = context.store, context.config
+    store, config = context.outputs, context.config
     chosen = choose(context.pool, selection.selected, config.output.format)
     with_tools = chosen.has_tools()
     final = output_format(next(iter(chosen.formats.values())), chosen.output, with_tools)
@@ -81,7 +82,7 @@ def write_outputs(context: Context, selection: Selection, baselines: list[dict[s
     write_scores(context, selection)
     ranked = selection.selected.read_all([ID])[ID].to_pylist()
     store.write_bytes("ids.txt", "".join(f"{key}\n" for key in ranked).encode())
-    store.write_bytes("rejected.jsonl", store.read_bytes(f"{context.pool.folder}/rejected.jsonl"))
+    store.write_bytes("rejected.jsonl", context.store.read_bytes(f"{context.pool.folder}/rejected.jsonl"))
     info = dataset_info(config.output.name, final, with_tools)
     store.write_bytes("dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
     card = dataset_card(card_facts(config, context, selection, final.name, baselines))
@@ -153,8 +154,8 @@ def write_scores(context: Context, selection: Selection) -> None:
         columns["selected"] = pa.array(inside)
         columns["reason"] = reasons_of(rows, reasons, selection.default_reason)
         names.append(f"part-{part.index:05d}.parquet")
-        context.store.write_bytes(f"scores/{names[-1]}", parquet_bytes(pa.table(columns)))
-    remove_others(context.store, "scores", names)
+        context.outputs.write_bytes(f"scores/{names[-1]}", parquet_bytes(pa.table(columns)))
+    remove_others(context.outputs, "scores", names)
 
 
 def reasons_of(rows_M: np.ndarray, tables: Sequence[pa.Table], default: str) -> pa.Array:
@@ -220,7 +221,6 @@ def export_selection(out: str, to: str, output: str, container: str) -> int:
         raise DataError(f"{out} holds no finished run", fix="finish it with `iterselect run`", code="E441")
     if target.list():
         raise ConfigError(f"{to} is not empty", fix="choose a new folder", code="E241")
-    steps = json.loads(run.read_bytes("run.json"))["steps"]
-    pool, selected = (Step.at(run, steps[name]) for name in ("ingest", "selected"))
-    chosen = choose(pool, selected, output)
+    steps = run_steps(run)
+    chosen = choose(steps["ingest"], steps["selected"], output)
     return write_training_files(target, "", chosen, container, 100_000)

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -33,38 +33,66 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
     Returns:
         The summary.
     """
+    return run_each({None: config}, fresh, quiet, make_runtime)[0]
+
+
+def run_methods(
+    configs: Mapping[str, RunConfig], *, fresh: bool, quiet: bool, make_runtime: MakeRuntime
+) -> list[dict[str, Any]]:
+    """Runs several methods on one pool, in one folder, on one runtime; what they have in common is computed once.
+
+    Args:
+        configs: by label, equal but for the recipe; as `run_session` otherwise.
+
+    Returns:
+        The summaries in order.
+    """
+    return run_each(configs, fresh, quiet, make_runtime)
+
+
+def run_each(
+    configs: Mapping[Any, RunConfig], fresh: bool, quiet: bool, make_runtime: MakeRuntime
+) -> list[dict[str, Any]]:
+    """One session in one run folder: its checks, then every config, then the end state."""
     from engine.live_table import LiveTable
 
-    store = Store(config.out)
+    first = next(iter(configs.values()))
+    store = Store(first.out)
     check_out(store)
-    check_inputs(store, config)
+    check_inputs(store, first)
     check_alone(store)
-    check_paid(config)
+    for config in configs.values():
+        check_paid(config)
     if fresh:
         put_aside(store)
-    events = Events(store)
-    with LiveTable(quiet=quiet) as view:
-        observer = EventObserver(events, view)
-        for change in changed_settings(store, config):
-            observer.note(change)
-        events.status("running", resume_command=resume_command())
-        runtime = None
-        try:
-            started = time.monotonic()
-            runtime = make_runtime(config, observer)
-            observer.step_started("start", 0)
-            observer.step_done("start", 0, time.monotonic() - started, 0, reused=False)
-            from engine.job import execute
+    events, runtime, summaries = Events(store), None, []
+    events.status("running", resume_command=resume_command())
+    try:
+        for method, config in configs.items():
+            with LiveTable(quiet=quiet) as view:
+                observer = EventObserver(events, view)
+                if method is None:
+                    for change in changed_settings(store, config):
+                        observer.note(change)
+                else:
+                    observer.note(f"method {method}")
+                if runtime is None:
+                    started = time.monotonic()
+                    runtime = make_runtime(config, observer)
+                    observer.step_started("start", 0)
+                    observer.step_done("start", 0, time.monotonic() - started, 0, reused=False)
+                runtime.observer = observer
+                from engine.job import execute
 
-            summary = execute(config, store, runtime, observer.steps)
-        except BaseException as error:
-            record_end(events, error)
-            raise
-        finally:
-            if runtime is not None:
-                runtime.close()
+                summaries.append(execute(config, store, runtime, observer.steps, method))
+    except BaseException as error:
+        record_end(events, error)
+        raise
+    finally:
+        if runtime is not None:
+            runtime.close()
     events.status("done", exit_code=0, reason="")
-    return summary
+    return summaries
 
 
 def record_end(events: Events, error: BaseException) -> None:

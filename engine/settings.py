@@ -37,10 +37,62 @@ def load_config(target: str, rest: list[str]) -> RunConfig:
     Raises:
         ConfigError: naming file, line, column and key of every problem.
     """
+    document = resolved_document(target, rest)
+    if "methods" in document.value:
+        fix = "give --methods, or one `recipe:` in place of `methods:`"
+        raise ConfigError("this command takes one method", where=document.where(("methods",)), fix=fix)
+    return config_of(document)
+
+
+def load_methods(target: str, rest: list[str], names: list[str]) -> dict[str, RunConfig]:
+    """Resolves several methods on one pool.
+
+    Args:
+        target: YAML file, or data; the file may have `methods: {label: settings}` in place of `recipe`.
+        rest: as `load_config`.
+        names: labels of `methods`, or recipes, which then have the file's settings or their defaults; all of `methods`
+            when empty.
+
+    Returns:
+        Label -> its config, equal but for the recipe.
+
+    Raises:
+        ConfigError: naming file, line, column and key of every problem.
+    """
+    if not target.endswith((".yaml", ".yml")):
+        target, rest = "", [target, *rest]
+    document = resolved_document(target, rest)
+    methods = document.value.pop("methods", None) or {}
+    if not isinstance(methods, dict):
+        raise ConfigError("methods must be a mapping of label: settings", where=document.where(("methods",)))
+    own = document.value.pop("recipe", None)
+    configs = {}
+    for label in names or methods:
+        if not re.fullmatch(r"[\w.-]+", label):
+            raise ConfigError(
+                f"{label!r} cannot name a folder", where=document.where(("methods", label)), fix="use letters"
+            )
+        settings, place = methods.get(label), ("methods", label)
+        if label not in methods and own is not None and own.get("name") == label:
+            settings, place = own, ("recipe",)
+        settings = {"name": label, **(settings or {})}
+        marks = {loc: mark for loc, mark in document.marks.items() if loc[:1] not in (("methods",), ("recipe",))}
+        own_marks = {loc: mark for loc, mark in document.marks.items() if loc[: len(place)] == place}
+        marks |= {("recipe", *loc[len(place) :]): mark for loc, mark in own_marks.items()}
+        configs[label] = config_of(Document({**document.value, "recipe": settings}, document.source, marks))
+    return configs
+
+
+def resolved_document(target: str, rest: list[str]) -> Document:
+    """What the user typed, put together and not yet checked."""
     data = [item for item in rest if not OVERRIDE.match(item) or os.path.exists(item)]
     overrides = [item for item in rest if item not in data]
     document = with_data(expanded(start_document(target)), data)
-    document = expanded(apply_overrides(document, overrides))
+    return expanded(apply_overrides(document, overrides))
+
+
+def config_of(document: Document) -> RunConfig:
+    """The checked settings of a document with one recipe."""
     if "recipe" not in document.value:
         fix = f"add `recipe: {{name: {next(iter(RECIPES))}}}`"
         raise ConfigError("recipe is required", where=document.where(()), fix=fix)
@@ -77,6 +129,8 @@ def load_judge(settings: list[str]) -> OpenAIJudgeConfig:
 
 def start_document(target: str) -> Document:
     """The YAML file, or the preset of that name."""
+    if not target:
+        return Document({"out": "runs/methods"}, "command line")
     if target in RECIPES:
         return parse_yaml(f"recipe: {{name: {target}}}\nout: runs/{target}\n", f"preset {target}")
     if not Path(target).exists() and not target.endswith((".yaml", ".yml")):

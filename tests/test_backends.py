@@ -206,6 +206,7 @@ def test_only_a_backend_without_gpus_stays_loaded(small_pool: Path, tmp_path: Pa
         LocalRuntime(recorder),
         1,
         PaidRun(store, LocalRuntime(recorder), PaidConfig()),
+        store,
     )
     columns = {"columns_in": RecordedAnswers.columns_in, "columns_out": ANSWER_COLUMNS}
     resources = Resources(gpus=gpus, resident=True)
@@ -227,7 +228,7 @@ def test_a_row_without_neighbours_has_no_answer(small_pool: Path, tmp_path: Path
     config = config_for(pool, tmp_path / "run", f"encoder.model={small_pool.parent / 'encoder'}", "budget=1")
     store, runtime = Store(config.out), LocalRuntime(recorder)
     frozen = ingest(config, store, runtime, resolve_inputs(config.data.path))
-    context = Context(config, store, frozen, runtime, 1, PaidRun(store, runtime, PaidConfig()))
+    context = Context(config, store, frozen, runtime, 1, PaidRun(store, runtime, PaidConfig()), store)
     target = Step(store, "answers", {}, [])
     record = Neighbor(context, context.index(context.vectors())).run(frozen, target)
     assert target.read_all().to_pylist() == [{"row": 0, "answer": None, "error": "no other row in the pool"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -174,18 +175,23 @@ def test_an_unknown_key_deep_inside_the_recipe(tmp_path: Path) -> None:
     assert str(failure(path)).startswith(f"{path}:9:28: recipe.judge.margn: unknown key; did you mean 'margin'?")
 
 
+def example(name: str) -> list[str]:
+    """Words of a command line that runs a recipe with the settings that it must be given."""
+    return ["pool.jsonl", *(f"recipe.{key}={json.dumps(value)}" for key, value in load_recipe(name).example.items())]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_template_of_every_recipe_loads_back(tmp_path: Path, name: str) -> None:
-    values = {"data": {"path": "pool.jsonl"}, "recipe": {"name": name}}
+    values = {"data": {"path": "pool.jsonl"}, "recipe": load_recipe(name).example}
     text = commented_yaml(run_config_model(name), values)
     config = load_config(write(tmp_path, text), [])
-    assert config == load_config(name, ["pool.jsonl", f"out={RunConfig.model_fields['out'].default}"])
+    assert config == load_config(name, [*example(name), f"out={RunConfig.model_fields['out'].default}"])
     assert type(config.recipe) is load_recipe(name).module.Config
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_resolved_file_of_every_recipe_is_complete_and_loads_back(tmp_path: Path, name: str) -> None:
-    config = load_config(name, ["pool.jsonl", "seed=3"])
+    config = load_config(name, [*example(name), "seed=3"])
     text = dump_yaml(config)
     assert load_config(write(tmp_path, text), []) == config
     assert parse_yaml(text, "dump").value["recipe"].keys() == load_recipe(name).module.Config.model_fields.keys()
@@ -210,7 +216,7 @@ def test_every_setting_is_described(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_survives_pickling(name: str) -> None:
-    config = load_config(name, ["pool.jsonl"])
+    config = load_config(name, example(name))
     copy = pickle.loads(pickle.dumps(config))
     assert copy == config
     assert copy.model_dump() == config.model_dump()

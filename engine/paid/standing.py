@@ -145,7 +145,7 @@ def standing(config: RunConfig) -> Standing:
     try:
         pool = ingest(config, store, runtime, resolve_inputs(config.data.path))
         paid = PaidRun(store, runtime, config.paid)
-        context = Context(config, store, pool, runtime, budget_rows(config.budget, pool.require().rows), paid)
+        context = Context(config, store, pool, runtime, budget_rows(config.budget, pool.require().rows), paid, store)
         recipe: Any = config.recipe
         vectors = context.vectors()
         index = context.index(vectors)

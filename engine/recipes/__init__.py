@@ -6,10 +6,12 @@ import difflib
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from engine.errors import ConfigError
 
-# name -> module that holds `Config` (a RecipeConfig) and `select(context) -> Selection`
+# name -> module that holds `Config` (a RecipeConfig) and `select(context) -> Selection`, and `EXAMPLE`, the settings
+# that a user has to give, where there are any
 RECIPES = {
     "iterselect": "engine.recipes.iterselect",
     "random": "engine.recipes.random",
@@ -33,6 +35,11 @@ class Recipe:
 
     name: str
     module: ModuleType
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """Settings to start from: the module's `EXAMPLE`, for recipes that cannot do without some of them."""
+        return {"name": self.name, **getattr(self.module, "EXAMPLE", {})}
 
     @property
     def summary(self) -> str:

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from engine.algorithms.baselines import balanced_draw
 from engine.algorithms.kmeans import kmeans
-from engine.algorithms.sampling import cluster_quotas, smallest_per_group
 from engine.config import RecipeConfig
 from engine.recipes.base import Context, Selection
 from engine.schema import ID, ROW, SOURCE, id_words, seeded_hash
@@ -35,14 +35,9 @@ def balanced_by_source(context: Context) -> np.ndarray:
         groups.append([numbers.setdefault(name, len(numbers)) for name in table[SOURCE].to_pylist()])
     # Groups by name, so that leftovers of the equal shares go to the same sources for any order of the rows.
     rank = np.argsort(np.argsort(np.array(list(numbers), dtype=object)))
-    return _balanced(context, np.concatenate(rows), np.concatenate(words), rank[np.concatenate(groups)])
-
-
-def _balanced(context: Context, rows: np.ndarray, words: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    counts = np.bincount(groups)
-    keys = seeded_hash(words, context.config.seed, "balanced_random")
-    picked = smallest_per_group(groups, keys, cluster_quotas(counts, context.budget, "equal"))
-    return rows[picked[np.argsort(keys[picked], kind="stable")]]
+    groups_N = rank[np.concatenate(groups)]
+    picked = balanced_draw(np.concatenate(words), groups_N, context.config.seed, context.budget)
+    return np.concatenate(rows)[picked]
 
 
 def balanced_by_cluster(context: Context, config: Config) -> np.ndarray:

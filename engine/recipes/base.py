@@ -31,6 +31,7 @@ class Selection:
         reasons: (row, reason) of rows that were left out for a reason of their own.
         default_reason: why every other row was left out.
         facts: JSON-able figures for the summary, such as `rounds` and `clusters`.
+        score: column of `scores` that the selection ranks by, if there is one.
     """
 
     selected: Step
@@ -38,6 +39,7 @@ class Selection:
     default_reason: str
     reasons: pa.Table | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    score: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Context:
     runtime: Runtime
     budget: int  # rows to select
     paid: PaidRun  # limits and ledger of calls that cost money
+    outputs: Store  # what the user takes away; the run folder itself, unless several methods share it
 
     @property
     def pool_rows(self) -> int:

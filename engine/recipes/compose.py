@@ -29,6 +29,11 @@ from engine.config import RecipeConfig
 from engine.scoring import AnyScore
 from engine.selecting import AnySelector
 
+EXAMPLE = {
+    "scores": {"words": {"kind": "length", "of": "response_words"}},
+    "select": [{"kind": "keep", "by": "words", "at_most": 500}, {"kind": "top", "by": "words"}],
+}
+
 
 class Config(RecipeConfig):
     name: Literal["compose"] = "compose"

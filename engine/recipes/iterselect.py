@@ -66,6 +66,7 @@ def select(context: Context) -> Selection:
         default_reason="score below the cut",
         reasons=judged_reasons(labelled),
         facts={"clusters": diverse.require().extra["clusters"], "rounds": labelled.metrics, "judge": labelled.judge},
+        score="score",
     )
 
 

@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from engine.algorithms.baselines import random_draw
 from engine.config import RecipeConfig
 from engine.recipes.base import Context, Selection
-from engine.schema import ID, ROW, id_words, seeded_hash
+from engine.schema import ID, ROW, id_words
 
 
 class Config(RecipeConfig):
@@ -22,14 +23,16 @@ class Config(RecipeConfig):
 
 def random_rows(context: Context) -> np.ndarray:
     """(budget,) rows of the pool in the order of their hash."""
-    best_rows, best_keys = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+    rows_I, words_I = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
     for part in context.pool.require().parts:
         table = context.pool.read(part.index, [ROW, ID])
-        keys = np.concatenate([best_keys, seeded_hash(id_words(table[ID]), context.config.seed, "random")])
-        rows = np.concatenate([best_rows, table[ROW].to_numpy()])
-        keep = np.argsort(keys, kind="stable")[: context.budget]
-        best_rows, best_keys = rows[keep], keys[keep]
-    return best_rows
+        rows_I, words_I = (
+            np.concatenate([rows_I, table[ROW].to_numpy()]),
+            np.concatenate([words_I, id_words(table[ID])]),
+        )
+        kept = random_draw(words_I, context.config.seed, context.budget)
+        rows_I, words_I = rows_I[kept], words_I[kept]
+    return rows_I
 
 
 def select(context: Context) -> Selection:
