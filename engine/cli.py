@@ -282,6 +282,27 @@ def export(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Recipe; none lists them all.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write all cards into this folder.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Says what a method does, needs, costs and prefers."""
+    from engine.method_cards import card, pages
+
+    if write is not None:
+        write.mkdir(parents=True, exist_ok=True)
+        for file, text in pages():
+            (write / file).write_text(text, encoding="utf-8")
+        return
+    if name is not None:
+        print(card(name), end="")
+        return
+    for known in RECIPES:
+        print(f"{known:<20} {load_recipe(known).summary}")
+
+
+@app.command()
 def compare(
     outs: Annotated[list[str], typer.Argument(help="Finished runs; one of several methods stands for all.")],
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for a page and pictures.")] = None,

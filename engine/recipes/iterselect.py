@@ -10,6 +10,13 @@ D^H = hard set, M(x) = the classifier's probability of hard, R(x) = largest cosi
 3. Inference, Figure 1 of the paper: K-Means over what is left gives V, its best rows by F join D^H without the judge,
    R is updated, until the budget is reached. `one_shot` ranks the whole pool once instead.
 
+Needs: a generator and a judge for the labelled rows (offline stand-ins are there), an encoder, a classifier. No
+gradients and no tuning of the language model.
+Cost: rounds x batch_size answers and as many judgements, twice that with both orders; one pass of the encoder and one
+of the classifier over the pool, K-Means, and similarity to D^H. A million rows cost the judge no more than ten thousand.
+Known bias: follows the judge, its taste for length and position among them (`judge.json` measures these); what is near
+the hard set is preferred, so a topic that V missed is found late.
+
 Differs from the paper in: the judge's ties count as easy; rows that the judge failed on stay unlabelled; the defaults
 of every number the paper leaves out (see each field); rows judged easy are taken only when nothing else is left.
 """

@@ -2,6 +2,12 @@
 
 Length is the number of characters of the response; ties are broken by id. See "Long Is More for Alignment"
 (Zhao et al. 2024, arXiv 2402.04833), which counts tokens; characters need no tokenizer and rank almost the same.
+
+Needs: nothing.
+Cost: one reading of the pool, seconds per million rows.
+Known bias: takes lists, essays and repetition; a judge that likes length will like it.
+
+Differs from the paper in: characters in place of tokens.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ middle avoids both ends, the trivial and the broken: "When Less is More: Investi
 at Scale" (Marion et al. 2023, arXiv 2309.04564) finds it best for pretraining data. High and low perplexity are also
 the usual baselines of selection papers (Active Instruction Tuning, arXiv 2311.00288).
 
-Needs: a causal language model. Cost: the passes of recipe `ifd`, which share their step.
+Needs: a causal language model.
+Cost: the passes of recipe `ifd`, which share their step.
 Known bias: low prefers long, formulaic responses; high prefers short ones, rare languages, code and noise.
 
 Differs from the paper in: Marion et al. score whole documents; here the response is scored given its prompt. The middle

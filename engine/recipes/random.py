@@ -1,6 +1,12 @@
 """Uniform random rows: the anchor that every method must beat.
 
 Each row gets a hash of (seed, id) and the smallest are taken, so the draw does not depend on the order of the pool.
+
+Needs: nothing.
+Cost: one hash per row, about a second per million rows.
+Known bias: none; the selection is as repetitive as the pool.
+
+Differs from the paper in: there is none.
 """
 
 from __future__ import annotations
