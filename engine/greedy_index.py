@@ -21,8 +21,10 @@ from engine.algorithms.greedy import Frontier, Picks, Rule, greedy, share
 from engine.algorithms.near_duplicates import cosine_filter
 from engine.artifacts import Step, StepRecord
 from engine.events import Observer
-from engine.greedy_shards import GreedyShard, Settled
+from engine.greedy_clusters import InCluster
+from engine.greedy_shards import Around, GreedyShard, Settled
 from engine.pick_log import PickLog, fill
+from engine.schema import ROW
 from engine.shards import PoolIndex, PoolShard
 
 
@@ -47,7 +49,7 @@ class GroupFacility:
     """`FacilityPool` over a group of members."""
 
     index: GreedyIndex
-    total_D: np.ndarray
+    around: Around
     log: PickLog
     settled: list[Settled] = field(default_factory=list)  # what members are told with the next frontier
 
@@ -55,9 +57,10 @@ class GroupFacility:
         return best_pick(self._call("facility_first"))
 
     def blocks(self, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        total = self.index.num_rows
-        for start in range(0, total, num):
-            rows_B = np.arange(start, min(start + num, total))
+        candidates = self.around.candidates
+        rows_M = np.arange(self.index.num_rows) if candidates is None else candidates.read_all([ROW])[ROW].to_numpy()
+        for start in range(0, len(rows_M), num):
+            rows_B = rows_M[start : start + num]
             yield rows_B, self.index.lookup(rows_B)[1]
 
     def frontier(self, width: int, picked: int, sampling: Sampling | None) -> Frontier:
@@ -78,7 +81,7 @@ class GroupFacility:
         self.log.add(picks)
 
     def _call(self, method: str, *args: Any) -> list[Any]:
-        return self.index.group.call(method, self.total_D, self.log.so_far(), *args)
+        return self.index.group.call(method, self.around, self.log.so_far(), *args)
 
 
 @dataclass
@@ -120,21 +123,32 @@ class GreedyIndex(PoolIndex):
         """k-center, herding or graph-cut bins, by the rule; see engine.algorithms.greedy."""
         return fill(log, num, greedy(GroupGreedy(self, rule, log), rule, num, len(log)), observer)
 
-    def facility_location(self, log: PickLog, num: int, sampling: Sampling | None, observer: Observer) -> StepRecord:
-        """Over the whole pool; see engine.algorithms.facility."""
-        pool = GroupFacility(self, self.total_D, log)
+    def facility_location(
+        self,
+        log: PickLog,
+        num: int,
+        sampling: Sampling | None,
+        observer: Observer,
+        candidates: Step | None = None,
+    ) -> StepRecord:
+        """Over the whole pool; see engine.algorithms.facility.
+
+        Args:
+            candidates: complete step with the rows that may be picked; all may when None.
+        """
+        pool = GroupFacility(self, Around(self.total_D, candidates), log)
         return fill(log, num, facility_location(pool, num, len(log), sampling), observer)
 
-    def facility_in_clusters(
+    def in_clusters(
         self,
         log: PickLog,
         centroids_KD: np.ndarray,
         quotas_K: np.ndarray,
-        sampling_K: Sequence[Sampling | None],
+        methods_K: Sequence[InCluster],
         observer: Observer,
         gather_rows: int = 65_536,
     ) -> StepRecord:
-        """In each cluster its quota, whichever member is free; a cluster's rows only stand for their own cluster.
+        """Picks from each cluster its quota, whichever member is free.
 
         Picks are logged cluster by cluster; about `gather_rows` rows pass through this process at a time.
         """
@@ -143,8 +157,8 @@ class GreedyIndex(PoolIndex):
 
         def walk() -> Iterator[Picks]:
             for batch in self._cluster_batches(centroids_KD, missing, gather_rows):
-                items = [(x, rows, words, int(quotas_K[k]), sampling_K[k]) for k, rows, words, x in batch]
-                found = dict(self.group.dispatch("facility_of", items))
+                items = [(rows, words, x, methods_K[k], int(quotas_K[k])) for k, rows, words, x in batch]
+                found = dict(self.group.dispatch("picks_in_cluster", items))
                 for position, (k, *_) in enumerate(batch):
                     skip = max(0, int(logged - ends_K[k] + quotas_K[k]))
                     picks = found[position].after(skip)
@@ -184,9 +198,30 @@ class GreedyIndex(PoolIndex):
         centroids_KD: np.ndarray | None = None,
     ) -> StepRecord:
         """Makes a step, parallel to the pool's parts, of the first number the rule keeps per row."""
+        return self._written(target, observer, "write_state", rule, log.so_far(), name, centroids_KD)
+
+    def write_nearest(
+        self, picks: Step, quotas_K: np.ndarray, centroids_KD: np.ndarray, target: Step, observer: Observer
+    ) -> StepRecord:
+        """As `write_state`: every row's largest similarity to a pick of its own cluster; null where there is none."""
+        return self._written(target, observer, "write_nearest", picks, quotas_K, centroids_KD)
+
+    def write_bins(
+        self,
+        picks: Step,
+        counts_K: np.ndarray,
+        bins: int,
+        centroids_KD: np.ndarray | None,
+        target: Step,
+        observer: Observer,
+    ) -> StepRecord:
+        """As `write_state`: the graph-cut bin of every row."""
+        return self._written(target, observer, "write_bins", picks, counts_K, bins, centroids_KD)
+
+    def _written(self, target: Step, observer: Observer, method: str, *args: Any) -> StepRecord:
         started = time.monotonic()
         observer.step_started(target.name, self.num_rows)
-        self.group.call("write_state", rule, log.so_far(), name, centroids_KD, target)
+        self.group.call(method, *args, target)
         record = target.finish(started=started, rows=self.num_rows)
         observer.step_done(target.name, record.rows, record.seconds, 0, reused=False)
         return record

@@ -9,19 +9,21 @@ Shapes: N rows of a shard, D dims, K centroids, P picks, B rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from engine.algorithms.exact import ONE, check_units, vector_sum
-from engine.algorithms.facility import ArrayFacility, MergedFacility, Sampling, facility_location
+from engine.algorithms.exact import ONE, check_units, largest_similarity, vector_sum
+from engine.algorithms.facility import ArrayFacility, MergedFacility, Sampling
 from engine.algorithms.greedy import ArrayGreedy, Frontier, MergedGreedy, Picks, Rule
 from engine.algorithms.kmeans import nearest_centroid
 from engine.algorithms.near_duplicates import ArrayKept
 from engine.artifacts import Step
 from engine.data.vectors import vectors_from_arrow
+from engine.greedy_clusters import ClusterRows, InCluster, rows_in_bins, rows_per_bin
 from engine.models.threads import map_batches_on_cpu
 from engine.pick_log import PicksSoFar
 from engine.schema import ROW, VECTOR
@@ -29,6 +31,14 @@ from engine.shards import PoolShard
 
 PIECE_ROWS = 4096  # a thread is worth its start from about here
 Settled = tuple[np.ndarray, np.ndarray, int, bool]  # arguments of FacilityPool.settle
+
+
+@dataclass(frozen=True)
+class Around:
+    """What facility location is about, besides a member's own rows."""
+
+    total_D: np.ndarray  # float64, sum of all rows of all shards
+    candidates: Step | None  # a step whose rows may be picked; all when None
 
 
 def each_piece(function: Callable[[Any], Any], pieces: Sequence[Any]) -> list[Any]:
@@ -90,9 +100,15 @@ class GreedyShard(PoolShard):
 
         return self._caught_up(type(rule).__name__, make, picks)
 
-    def _facility(self, total_D: np.ndarray, picks: PicksSoFar, settled: Sequence[Settled] = ()) -> MergedFacility:
+    def _facility(self, around: Around, picks: PicksSoFar, settled: Sequence[Settled] = ()) -> MergedFacility:
         def make() -> MergedFacility:
-            pieces = [ArrayFacility(self.x_ND[at], self.rows_N[at], self.words_N[at], total_D) for at in self.cut]
+            free_N = np.ones(len(self.rows_N), dtype=bool)
+            if around.candidates is not None:
+                free_N = np.isin(self.rows_N, around.candidates.read_all([ROW])[ROW].to_numpy())
+            pieces = [
+                ArrayFacility(self.x_ND[at], self.rows_N[at], self.words_N[at], around.total_D, free_N[at])
+                for at in self.cut
+            ]
             return MergedFacility(pieces, each_piece)
 
         state = self._caught_up("facility", make, picks)
@@ -107,33 +123,31 @@ class GreedyShard(PoolShard):
     def greedy_frontier(self, rule: Rule, picks: PicksSoFar, width: int) -> Frontier:
         return self._greedy(rule, picks).frontier(width)
 
-    def facility_first(self, total_D: np.ndarray, picks: PicksSoFar) -> Picks:
-        return self._facility(total_D, picks).first()
+    def facility_first(self, around: Around, picks: PicksSoFar) -> Picks:
+        return self._facility(around, picks).first()
 
     def facility_frontier(
         self,
-        total_D: np.ndarray,
+        around: Around,
         picks: PicksSoFar,
         settled: Sequence[Settled],
         width: int,
         picked: int,
         sampling: Sampling | None,
     ) -> Frontier:
-        return self._facility(total_D, picks, settled).frontier(width, picked, sampling)
+        return self._facility(around, picks, settled).frontier(width, picked, sampling)
 
-    def facility_gains(self, total_D: np.ndarray, picks: PicksSoFar, x_BD: np.ndarray) -> np.ndarray:
-        return self._facility(total_D, picks).gains(x_BD)
+    def facility_gains(self, around: Around, picks: PicksSoFar, x_BD: np.ndarray) -> np.ndarray:
+        return self._facility(around, picks).gains(x_BD)
 
-    def facility_bounds(self, total_D: np.ndarray, picks: PicksSoFar, x_BD: np.ndarray) -> np.ndarray:
-        return self._facility(total_D, picks).bounds(x_BD)
+    def facility_bounds(self, around: Around, picks: PicksSoFar, x_BD: np.ndarray) -> np.ndarray:
+        return self._facility(around, picks).bounds(x_BD)
 
-    def facility_of(
-        self, x_ND: np.ndarray, rows_N: np.ndarray, words_N: np.ndarray, num: int, sampling: Sampling | None
+    def picks_in_cluster(
+        self, rows_N: np.ndarray, words_N: np.ndarray, x_ND: np.ndarray, method: InCluster, num: int
     ) -> Picks:
-        """Facility location among rows that need not be this member's: one cluster."""
-        total_D = vector_sum(x_ND)
-        pieces = [ArrayFacility(x_ND[at], rows_N[at], words_N[at], total_D) for at in self._pieces(len(rows_N))]
-        return Picks.join(facility_location(MergedFacility(pieces, each_piece), num, sampling=sampling))
+        """Selects among rows that need not be this member's: one cluster."""
+        return Picks.join(method.picks(ClusterRows(rows_N, words_N, x_ND, self._pieces(len(rows_N)), each_piece), num))
 
     def largest_kept(self, picks: PicksSoFar, x_BD: np.ndarray) -> np.ndarray:
         """(B,) int64, of each vector the largest similarity to a kept row of this shard."""
@@ -158,10 +172,53 @@ class GreedyShard(PoolShard):
         """Commits what the rule keeps first for every row, as a column of that name, and the cluster of each row."""
         state = self._greedy(rule, picks)
         kept_N = np.concatenate([piece.state_SN[0] for piece in state.shards])
-        columns = {ROW: self.rows_N, name: (kept_N / ONE).astype(np.float32)}
-        if centroids_KD is not None:
-            columns["cluster"] = self._labels(centroids_KD)
-        table = pa.table({key: pa.array(values) for key, values in columns.items()})
+        columns = {name: (kept_N / ONE).astype(np.float32)}
+        self._write(columns | self._cluster_column(centroids_KD), target)
+
+    def write_nearest(self, picks: Step, quotas_K: np.ndarray, centroids_KD: np.ndarray, target: Step) -> None:
+        """Commits every row's cluster and largest similarity to a pick of that cluster, null where there is none.
+
+        Args:
+            picks: complete; cluster after cluster, each as many as its quota.
+        """
+        labels_N = self._labels(centroids_KD)
+        x_PD = vectors_from_arrow(picks.read_all([VECTOR])[VECTOR])
+        blocks = np.split(x_PD, np.cumsum(quotas_K)[:-1])
+        order_N = np.argsort(labels_N, kind="stable")
+        mine = np.split(order_N, np.cumsum(np.bincount(labels_N, minlength=len(blocks)))[:-1])
+        found = each_piece(
+            lambda pair: largest_similarity(self.x_ND[pair[0]], pair[1]), list(zip(mine, blocks, strict=True))
+        )
+        nearest_N = np.empty(len(labels_N), dtype=np.int64)
+        nearest_N[order_N] = np.concatenate(found)
+        similar_N = pa.array((nearest_N / ONE).astype(np.float32), mask=nearest_N == np.iinfo(np.int64).min)
+        self._write({"similarity": similar_N} | self._cluster_column(centroids_KD), target)
+
+    def write_bins(
+        self, picks: Step, counts_K: np.ndarray, bins: int, centroids_KD: np.ndarray | None, target: Step
+    ) -> None:
+        """Commits the graph-cut bin of every row, the last one for what was not picked, and the cluster.
+
+        Args:
+            picks: complete; cluster after cluster, each as many as `rows_in_bins` of its rows.
+            counts_K: rows of each cluster, one cluster when there are no centroids.
+        """
+        labels_N = np.zeros(len(self.rows_N), np.int32) if centroids_KD is None else self._labels(centroids_KD)
+        bin_N = (np.minimum(bins, counts_K) - 1)[labels_N].astype(np.int32)
+        rows_P, picked_K = picks.read_all([ROW])[ROW].to_numpy(), rows_in_bins(counts_K, bins)
+        cluster_P = np.repeat(np.arange(len(counts_K)), picked_K)
+        place_P = np.arange(len(rows_P)) - (np.cumsum(picked_K) - picked_K)[cluster_P]
+        at_P = np.searchsorted(self.rows_N, rows_P).clip(max=len(self.rows_N) - 1)
+        mine_P = self.rows_N[at_P] == rows_P
+        bin_N[at_P[mine_P]] = (place_P // rows_per_bin(counts_K, bins)[cluster_P])[mine_P]
+        self._write({"bin": bin_N} | self._cluster_column(centroids_KD), target)
+
+    def _cluster_column(self, centroids_KD: np.ndarray | None) -> dict[str, np.ndarray]:
+        return {} if centroids_KD is None else {"cluster": self._labels(centroids_KD)}
+
+    def _write(self, columns: Mapping[str, Any], target: Step) -> None:
+        """Commits columns over this member's rows, one part per part held."""
+        table = pa.table({name: pa.array(values) for name, values in {ROW: self.rows_N, **columns}.items()})
         done = target.committed()
         offsets = np.cumsum([0, *self.part_rows])
         for part, low, high in zip(self.parts, offsets[:-1], offsets[1:], strict=True):

@@ -29,12 +29,14 @@ def products(x_ND: np.ndarray, y_PD: np.ndarray) -> np.ndarray:
     return np.rint((x_ND.astype(np.float64) @ y_PD.astype(np.float64).T) * ONE).astype(np.int64)
 
 
-def plain(words_N: np.ndarray, num: int, score: Callable[[list[int]], np.ndarray]) -> list[int]:
-    """One pick at a time: the row of largest score, ties to the smaller word."""
+def plain(
+    words_N: np.ndarray, num: int, score: Callable[[list[int]], np.ndarray], free: np.ndarray | None = None
+) -> list[int]:
+    """One pick at a time: the row of largest score, of all or of the free ones, ties to the smaller word."""
     picks: list[int] = []
     for _ in range(num):
         scores_N = score(picks)
-        left = np.setdiff1d(np.arange(len(words_N)), picks)
+        left = np.setdiff1d(np.arange(len(words_N)) if free is None else free, picks)
         best = left[scores_N[left] == scores_N[left].max()]
         picks.append(int(best[np.argmin(words_N[best])]))
     return picks
@@ -69,14 +71,14 @@ def plain_bins(x_ND: np.ndarray, words_N: np.ndarray, bin_rows: int, bins: int) 
     return plain(words_N, bin_rows * bins, score)
 
 
-def plain_facility(x_ND: np.ndarray, words_N: np.ndarray, num: int) -> list[int]:
+def plain_facility(x_ND: np.ndarray, words_N: np.ndarray, num: int, free: np.ndarray | None = None) -> list[int]:
     similar_NN = products(x_ND, x_ND)
 
     def score(s: list[int]) -> np.ndarray:
         best_N = similar_NN[:, s].max(axis=1, initial=-2 * ONE)
         return np.maximum(similar_NN, best_N[:, None]).sum(axis=0) - best_N.sum()
 
-    return plain(words_N, num, score)
+    return plain(words_N, num, score, free)
 
 
 def plain_filter(x_ND: np.ndarray, order: np.ndarray, threshold: float, num: int) -> list[int]:

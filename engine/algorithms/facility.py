@@ -51,11 +51,11 @@ class FacilityPool(Protocol):
     """The rows to pick from and to stand for: one shard, several in process, or a group of members."""
 
     def first(self) -> Picks:
-        """The row with the largest inner product with the sum of all rows."""
+        """The row, of those that may be picked, with the largest inner product with the sum of all rows."""
         ...
 
     def blocks(self, num: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        """All rows, `num` at a time: (B,) row numbers and (B, D) vectors."""
+        """All rows that may be picked, `num` at a time: (B,) row numbers and (B, D) vectors."""
         ...
 
     def frontier(self, width: int, picked: int, sampling: Sampling | None) -> Frontier:
@@ -88,24 +88,34 @@ class ArrayFacility:
         rows_N: (N,) int64 row numbers, ascending.
         words_N: (N,) uint64 from `schema.id_words`.
         total_D: (D,) float64, the sum of all rows of all shards.
+        free_N: (N,) bool, rows that may be picked; all when None. f is over all rows in any case.
     """
 
-    def __init__(self, x_ND: np.ndarray, rows_N: np.ndarray, words_N: np.ndarray, total_D: np.ndarray) -> None:
+    def __init__(
+        self,
+        x_ND: np.ndarray,
+        rows_N: np.ndarray,
+        words_N: np.ndarray,
+        total_D: np.ndarray,
+        free_N: np.ndarray | None = None,
+    ) -> None:
         self.x_ND, self.rows_N, self.words_N, self.total_D = x_ND, rows_N, words_N, total_D
-        self.alive_N = np.ones(len(x_ND), dtype=bool)
+        self.alive_N = np.ones(len(x_ND), dtype=bool) if free_N is None else free_N.copy()
         self.best_N = np.full(len(x_ND), LEAST)
         self.bound_N = np.full(len(x_ND), UNKNOWN)
         self.found_N = np.full(len(x_ND), -1)  # how many picks there were when the bound was found
         self.tried_N = np.full(len(x_ND), -1)  # and when it was exact
 
     def first(self) -> Picks:
-        scores_N = similarity_to_sum(self.x_ND, self.total_D)
-        at, _ = best_rows(scores_N, self.words_N, 1)
+        scores_N = np.where(self.alive_N, similarity_to_sum(self.x_ND, self.total_D), LEAST)
+        at = best_rows(scores_N, self.words_N, 1)[0]
         return Picks(self.rows_N[at], self.words_N[at], scores_N[at], self.x_ND[at])
 
     def blocks(self, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(self.x_ND), num):
-            yield self.rows_N[start : start + num], self.x_ND[start : start + num]
+        free_M = np.flatnonzero(self.alive_N)
+        for start in range(0, len(free_M), num):
+            at_B = free_M[start : start + num]
+            yield self.rows_N[at_B], self.x_ND[at_B]
 
     def frontier(self, width: int, picked: int, sampling: Sampling | None) -> Frontier:
         open_N = self.alive_N & (self.tried_N != picked)

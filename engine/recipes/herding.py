@@ -17,11 +17,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from engine.algorithms.greedy import Herding
 from engine.config import RecipeConfig
-from engine.greedy_index import GreedyIndex
-from engine.greedy_selection import VectorConfig, embed, picked_rows, with_index
-from engine.pick_log import PickLog
+from engine.greedy_methods import herding
+from engine.greedy_selection import VectorConfig, pool_space, selection
 from engine.recipes.base import Context, Selection
 
 
@@ -32,17 +30,6 @@ class Config(VectorConfig, RecipeConfig):
 def select(context: Context) -> Selection:
     config = context.config.recipe
     assert isinstance(config, Config)
-    vectors = embed(context, config)
-    picks = context.step("picks", {"method": "herding", "budget": context.budget}, [vectors.fingerprint])
-    scores = context.step("scores", {"column": "mean_similarity"}, [picks.fingerprint])
-
-    def make(index: GreedyIndex) -> None:
-        log, observer = PickLog(picks, index.dim()), context.runtime.observer
-        rule = Herding(index.total_D, context.pool_rows)
-        index.greedy(rule, log, context.budget, observer)
-        index.write_state(rule, log, "mean_similarity", scores, observer)
-
-    with_index(context, vectors, [picks, scores], make)
+    picked = herding(context, pool_space(context, config), context.budget, scored=True)
     reason = "brought the selection's mean closest to the pool's"
-    selected = context.select_rows("selected", picked_rows(picks), reason, {"picks": picks.fingerprint})
-    return Selection(selected, scores, "another row brought the mean closer")
+    return selection(context, picked, reason, "another row brought the mean closer")

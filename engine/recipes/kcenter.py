@@ -9,7 +9,8 @@ which on unit vectors is the row of largest Euclidean distance to its nearest se
 is left is at most twice the smallest possible.
 
 Needs: vectors. No labels, no language model.
-Cost: one inner product per row and pick, N m D multiplications.
+Cost: one inner product per row and pick, N m D multiplications. Pools above `max_rows` are cut into K-Means clusters,
+each of which gives rows in proportion to its size, chosen within it: N m D / K.
 Known bias: selects the outliers first, rows with odd text among them; clean the pool before, or take
 `facility_location`.
 
@@ -22,33 +23,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from engine.algorithms.greedy import KCenter
 from engine.config import RecipeConfig
-from engine.greedy_index import GreedyIndex
-from engine.greedy_selection import VectorConfig, embed, picked_rows, start_at_random, with_index
-from engine.pick_log import PickLog
+from engine.greedy_methods import KCenterSettings, kcenter
+from engine.greedy_selection import VectorConfig, pool_space, selection
 from engine.recipes.base import Context, Selection
 
 
-class Config(VectorConfig, RecipeConfig):
+class Config(KCenterSettings, VectorConfig, RecipeConfig):
     name: Literal["kcenter"] = "kcenter"
 
 
 def select(context: Context) -> Selection:
     config = context.config.recipe
     assert isinstance(config, Config)
-    vectors = embed(context, config)
-    settings = {"method": "kcenter", "seed": context.config.seed, "budget": context.budget}
-    picks = context.step("picks", settings, [vectors.fingerprint])
-    scores = context.step("scores", {"column": "similarity"}, [picks.fingerprint])
-
-    def make(index: GreedyIndex) -> None:
-        log, observer = PickLog(picks, index.dim()), context.runtime.observer
-        start_at_random(context, index, log)
-        index.greedy(KCenter(), log, context.budget, observer)
-        index.write_state(KCenter(), log, "similarity", scores, observer)
-
-    with_index(context, vectors, [picks, scores], make)
-    reason = "farthest from the rows selected before it"
-    selected = context.select_rows("selected", picked_rows(picks), reason, {"picks": picks.fingerprint})
-    return Selection(selected, scores, "nearer to a selected row")
+    picked = kcenter(context, pool_space(context, config), config, context.budget, scored=True)
+    return selection(context, picked, "farthest from the rows selected before it", "nearer to a selected row")

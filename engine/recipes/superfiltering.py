@@ -15,8 +15,11 @@ its tokenizer. Choose a small multilingual model there.
 
 Differs from the paper in: both passes score exactly the same tokens after a start token; the published code has no
 start token, so without the prompt it leaves out the first token of the response, and where the two texts merge it is
-off by one more. A row that cannot be scored is an error row instead of a score of 0. The diverse form
-(Superfiltering.D, facility location over the top 20 %) is not here.
+off by one more. A row that cannot be scored is an error row instead of a score of 0.
+
+`diverse` is Superfiltering.D: of the 20 % of highest IFD, those that stand best for these 20 %, by facility location on
+vectors of prompt and response (paper: MiniLM, 2 % of the pool; set `budget: 0.02`). Its similarity is cosine, where the
+published code takes one made from Euclidean distances; `facility_location` says how that is summed.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from engine.recipes.ifd import IfdConfig, composition, select
+from engine.composition import Composition, composed
+from engine.recipes import ifd
+from engine.selecting.ranks import Top
+from engine.selecting.vectors import FacilityLocation
 
-__all__ = ["Config", "composition", "select"]
 
-
-class Config(IfdConfig):
+class Config(ifd.IfdConfig):
     name: Literal["superfiltering"] = "superfiltering"
     template: Literal["chat", "alpaca", "plain"] = Field(
         default="plain",
@@ -42,3 +46,20 @@ class Config(IfdConfig):
     truncated: Literal["drop", "keep"] = Field(
         default="keep", description="Rows whose response was cut at max_tokens: leave them out, or score what is left"
     )
+    diverse: bool = Field(
+        default=False, description="Choose the budget among the rows of highest IFD, by facility location on vectors"
+    )
+    shortlist: float = Field(
+        default=0.2, gt=0.0, description="diverse: rows of highest IFD to choose among, a share of the pool or a number"
+    )
+
+
+def composition(config: Config) -> Composition:
+    by_ifd = ifd.composition(config)
+    if not config.diverse:
+        return by_ifd
+    chain = [*by_ifd.select[:-1], Top(by=ifd.IFD, rows=config.shortlist), FacilityLocation()]
+    return Composition(by_ifd.scores, chain)
+
+
+select = composed(composition)

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from engine.selecting.groups import Quota
 from engine.selecting.ranks import Keep, Middle, Sample, Top
+from engine.selecting.vectors import Diverse, FacilityLocation, GraphCut, Herding, KCenter
 
 AnySelector = Annotated[
-    Keep | Middle | Quota | Sample | Top,
+    Diverse | FacilityLocation | GraphCut | Herding | KCenter | Keep | Middle | Quota | Sample | Top,
     Field(discriminator="kind"),
 ]

@@ -13,6 +13,7 @@ import pytest
 
 from engine.algorithms.exact import ONE, similarities
 from engine.algorithms.greedy import Herding
+from engine.algorithms.sampling import cluster_quotas
 from engine.artifacts import Step
 from engine.config import RunConfig
 from engine.data.vectors import vectors_from_arrow
@@ -20,7 +21,7 @@ from engine.errors import ConfigError
 from engine.greedy_index import GreedyIndex
 from engine.local import LocalRuntime
 from engine.pick_log import PickLog
-from engine.schema import ID, VECTOR, id_words
+from engine.schema import ID, VECTOR, id_words, seeded_hash
 from engine.settings import load_config
 from engine.store import Store
 from tests.conftest import Recorder
@@ -35,6 +36,9 @@ RECIPES = {
     "facility_location": [],
     "facility_location stochastic": ["recipe.variant=stochastic", "recipe.epsilon=0.3"],
     "facility_location cluster": ["recipe.scope=cluster", "recipe.cluster_rows=50"],
+    "facility_location two rounds": ["recipe.scope=cluster", "recipe.cluster_rows=50", "recipe.two_rounds=true"],
+    "kcenter cluster": ["recipe.scope=cluster", "recipe.cluster_rows=50"],
+    "dq cluster": ["recipe.scope=cluster", "recipe.cluster_rows=50", "recipe.bins=3"],
 }
 
 
@@ -118,17 +122,69 @@ def test_facility_location_follows_its_definition(finished: dict[str, Path]) -> 
     assert ids(finished["facility_location"]) == found[plain_facility(x, words, 40)].tolist()
 
 
-def test_clusters_select_among_themselves(finished: dict[str, Path]) -> None:
-    out = finished["facility_location cluster"]
-    found, words, x = arrays_of(*pool_of(out, "pair"))
-    clusters = np.array(scores(out)["cluster"])
+def plain_kcenter_by_hash(x: np.ndarray, words: np.ndarray, num: int) -> list[int]:
+    """From the row of smallest hash, as a run with seed 0."""
+    first = int(np.argmin(seeded_hash(words, 0, "start")))
+    return [first, *(row for row in plain_kcenter(x, words, num + 1, x[[first]]) if row != first)][:num]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "plain"),
+    [("facility_location", "pair", plain_facility), ("kcenter", "prompt", plain_kcenter_by_hash)],
+)
+def test_clusters_select_among_themselves(finished: dict[str, Path], recipe: str, text: str, plain: Any) -> None:
+    out = finished[f"{recipe} cluster"]
+    found, words, x = arrays_of(*pool_of(out, text))
+    table = scores(out)
+    clusters, nearest = np.array(table["cluster"]), np.array(table["similarity"])
     chosen = set(ids(out))
     assert len(set(clusters.tolist())) > 2
     for label in set(clusters.tolist()):
         inside = np.flatnonzero(clusters == label)
         mine = chosen & set(found[inside].tolist())
         assert abs(len(mine) - 40 * len(inside) / len(x)) < 1
-        assert mine == set(found[inside][plain_facility(x[inside], words[inside], len(mine))].tolist())
+        picks = inside[plain(x[inside], words[inside], len(mine))]
+        assert mine == set(found[picks].tolist())
+        assert np.allclose(nearest[inside], similarities(x[inside], x[picks]).max(axis=1) / ONE, atol=1e-6)
+
+
+def test_two_rounds_choose_among_the_candidates_of_the_clusters(finished: dict[str, Path]) -> None:
+    out = finished["facility_location two rounds"]
+    found, words, x = arrays_of(*pool_of(out, "pair"))
+    clusters = np.array(scores(out)["cluster"])
+    quotas = cluster_quotas(np.bincount(clusters), 80, "proportional").tolist()
+    inside = [np.flatnonzero(clusters == label) for label in range(len(quotas))]
+    named = [at[plain_facility(x[at], words[at], num)] for at, num in zip(inside, quotas, strict=True)]
+    candidates = np.sort(np.concatenate(named))
+    assert ids(out) == found[plain_facility(x, words, 40, candidates)].tolist()
+
+    def f(run: str) -> float:
+        chosen = np.flatnonzero(np.isin(found, ids(finished[run])))
+        return float(similarities(x, x[chosen]).max(axis=1).sum())
+
+    assert (
+        abs(f("facility_location two rounds") / f("facility_location") - 1) < 0.001
+    )  # greedy is not the best there is
+    assert f("facility_location cluster") < f("facility_location two rounds")
+
+
+def test_dq_in_clusters_makes_bins_of_each_and_draws_the_same_share(finished: dict[str, Path]) -> None:
+    out = finished["dq cluster"]
+    found, words, x = arrays_of(*pool_of(out, "pair"))
+    table = scores(out)
+    clusters, bins = np.array(table["cluster"]), np.array(table["bin"])
+    drawn = np.isin(found, ids(out))
+    assert len(set(clusters.tolist())) > 2 and drawn.sum() == 40
+    for label in set(clusters.tolist()):
+        inside = np.flatnonzero(clusters == label)
+        assert len(inside) >= 3
+        size = len(inside) // 3
+        expected = np.full(len(inside), 2)
+        expected[plain_bins(x[inside], words[inside], size, 2)] = np.repeat(np.arange(2), size)
+        assert bins[inside].tolist() == expected.tolist()
+        assert abs(drawn[inside].sum() - 40 * len(inside) / len(x)) < 1
+        shares = np.bincount(expected[drawn[inside]], minlength=3) - drawn[inside].mean() * np.bincount(expected)
+        assert (np.abs(shares) < 1).all()
 
 
 def test_dq_draws_the_same_share_of_every_bin(finished: dict[str, Path]) -> None:
@@ -176,7 +232,7 @@ def test_permuted_input_selects_the_same_ids(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("recipe", ["coreset", "dq", "facility_location", "facility_location cluster"])
+@pytest.mark.parametrize("recipe", ["coreset", "dq cluster", "facility_location two rounds", "kcenter cluster"])
 def test_ray_gives_the_same_bytes(
     finished: dict[str, Path], small_pool: Path, tmp_path: Path, ray_cluster: Any, recipe: str
 ) -> None:
@@ -199,7 +255,9 @@ class Stop(Recorder):
                 raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("recipe", ["herding", "facility_location", "facility_location cluster", "dq"])
+@pytest.mark.parametrize(
+    "recipe", ["herding", "facility_location", "facility_location cluster", "dq", "kcenter cluster", "dq cluster"]
+)
 def test_an_interrupted_run_goes_on_from_its_last_part(
     finished: dict[str, Path], small_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
@@ -252,9 +310,10 @@ def test_a_member_made_late_knows_the_picks(
 @pytest.mark.parametrize(
     ("recipe", "setting", "way_out"),
     [
-        ("facility_location", "recipe.scope=pool", "recipe.scope=cluster"),
-        ("facility_location cluster", "recipe.cluster_rows=1000", "recipe.cluster_rows"),
-        ("dq", "recipe.bins=2", "facility_location or kcenter"),
+        ("facility_location", "recipe.scope=pool", "set scope=cluster"),
+        ("facility_location cluster", "recipe.cluster_rows=1000", "lower cluster_rows"),
+        ("dq", "recipe.scope=pool", "set scope=cluster"),
+        ("kcenter cluster", "recipe.cluster_rows=1000", "lower cluster_rows"),
     ],
 )
 def test_too_many_rows_are_refused_with_a_way_out(
