@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.algorithms.exact import ONE
+from engine.schema import seeded_hash
 
 # N rows, D dimensions, P vectors, K seeds
 
@@ -47,6 +48,12 @@ def plain_kcenter(x_ND: np.ndarray, words_N: np.ndarray, num: int, seeds_KD: np.
     return plain(
         words_N, num, lambda s: -np.concatenate([seeded_NK, similar_NN[:, s]], axis=1).max(axis=1, initial=-2 * ONE)
     )
+
+
+def plain_kcenter_by_hash(x: np.ndarray, words: np.ndarray, num: int) -> list[int]:
+    """From the row of smallest hash, as a run with seed 0."""
+    first = int(np.argmin(seeded_hash(words, 0, "start")))
+    return [first, *(row for row in plain_kcenter(x, words, num + 1, x[[first]]) if row != first)][:num]
 
 
 def plain_herding(x_ND: np.ndarray, words_N: np.ndarray, num: int) -> list[int]:

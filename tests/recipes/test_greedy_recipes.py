@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from engine.algorithms.exact import ONE, similarities
@@ -21,11 +19,19 @@ from engine.errors import ConfigError
 from engine.greedy_index import GreedyIndex
 from engine.local import LocalRuntime
 from engine.pick_log import PickLog
-from engine.schema import ID, VECTOR, id_words, seeded_hash
+from engine.schema import VECTOR
 from engine.settings import load_config
 from engine.store import Store
 from tests.conftest import Recorder
-from tests.greedy_definitions import plain_bins, plain_facility, plain_filter, plain_herding, plain_kcenter
+from tests.greedy_definitions import (
+    plain_bins,
+    plain_facility,
+    plain_filter,
+    plain_herding,
+    plain_kcenter,
+    plain_kcenter_by_hash,
+)
+from tests.greedy_runs import arrays_of, ids, pool_of, scores, with_vectors
 from tests.runs import outputs, run_local, run_ray
 
 RECIPES = {
@@ -48,10 +54,6 @@ def config_for(recipe: str, pool: Path, out: Path, *overrides: str) -> RunConfig
     return load_config(name, [str(pool), *common, "budget=40", *RECIPES[recipe], *overrides])
 
 
-def ids(out: Path) -> list[str]:
-    return (out / "ids.txt").read_text().split()
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_pool: Path) -> dict[str, Path]:
     """One run of each recipe."""
@@ -64,30 +66,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_pool: Path) -> dict
         run_local(config, Recorder())
         found[recipe] = out
     return found
-
-
-def with_vectors(finished: Path, out: Path) -> Path:
-    """A run folder in which the pool and its vectors are there already."""
-    for folder in (finished / "steps").glob("[ei]*"):
-        shutil.copytree(folder, out / "steps" / folder.name, dirs_exist_ok=True)
-    return out
-
-
-def pool_of(out: Path, text: str) -> tuple[Step, Step]:
-    """The steps with the pool and with the vectors of a finished run."""
-    store = Store(out)
-    names = {name.rpartition("-")[0]: f"steps/{name}" for name in store.list("steps")}
-    return Step.at(store, names["ingest"]), Step.at(store, names["embed" if text == "prompt" else "embed_pairs"])
-
-
-def arrays_of(pool: Step, vectors: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, id words and vectors of all rows."""
-    table = pool.read_all([ID])
-    return np.array(table[ID].to_pylist()), id_words(table[ID]), vectors_from_arrow(vectors.read_all([VECTOR])[VECTOR])
-
-
-def scores(out: Path) -> dict[str, list[Any]]:
-    return pq.read_table(out / "scores").to_pydict()
 
 
 def test_kcenter_follows_its_definition(finished: dict[str, Path]) -> None:
@@ -120,12 +98,6 @@ def test_coreset_starts_from_the_cluster_centres(finished: dict[str, Path]) -> N
 def test_facility_location_follows_its_definition(finished: dict[str, Path]) -> None:
     found, words, x = arrays_of(*pool_of(finished["facility_location"], "pair"))
     assert ids(finished["facility_location"]) == found[plain_facility(x, words, 40)].tolist()
-
-
-def plain_kcenter_by_hash(x: np.ndarray, words: np.ndarray, num: int) -> list[int]:
-    """From the row of smallest hash, as a run with seed 0."""
-    first = int(np.argmin(seeded_hash(words, 0, "start")))
-    return [first, *(row for row in plain_kcenter(x, words, num + 1, x[[first]]) if row != first)][:num]
 
 
 @pytest.mark.parametrize(
