@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format cards clean
 
 demo: $(VENV)/.demo
 	$(BIN)/iterselect demo --out demo-out
@@ -25,6 +25,10 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the pages of docs/methods, from the recipes' docstrings
+cards: $(VENV)/.dev
+	$(BIN)/python -m engine methods --write docs/methods
 
 # torch goes first: without a GPU the CPU build is taken when pip can find one, else whatever pip has.
 $(VENV)/.torch: constraints.txt

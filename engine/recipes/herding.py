@@ -10,7 +10,7 @@ Needs: vectors. No labels, no language model.
 Cost: one inner product per row and pick, N m D multiplications, and one pass over the vectors for every pick.
 Known bias: keeps the pool's mean and thereby its proportions; rare topics stay rare.
 
-Differs from the papers in: nothing for unit vectors; a row is selected once at most.
+Differs from the paper in: nothing for unit vectors; a row is selected once at most.
 """
 
 from __future__ import annotations

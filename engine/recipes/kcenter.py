@@ -14,7 +14,7 @@ each of which gives rows in proportion to its size, chosen within it: N m D / K.
 Known bias: selects the outliers first, rows with odd text among them; clean the pool before, or take
 `facility_location`.
 
-Differs from the papers in: cosine similarity instead of Euclidean distance (the same order on unit vectors); the first
+Differs from the paper in: cosine similarity instead of Euclidean distance (the same order on unit vectors); the first
 row is drawn by a hash of (seed, id), where the published codes draw unseeded. MoDS embeds the instruction alone with
 bert-base-uncased, DiverseEvol the whole pair with the model being tuned: set `text` and `encoder.model`.
 """
