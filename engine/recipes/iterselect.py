@@ -13,7 +13,7 @@ D^H = hard set, M(x) = the classifier's probability of hard, R(x) = largest cosi
 Needs: a generator and a judge for the labelled rows (offline stand-ins are there), an encoder, a classifier. No
 gradients and no tuning of the language model.
 Cost: rounds x batch_size answers and as many judgements, twice that with both orders; one pass of the encoder and one
-of the classifier over the pool, K-Means, and similarity to D^H. A million rows cost no more judgements than ten thousand.
+of the classifier over the pool, K-Means, and similarity to D^H. A million rows need no more judgements than 10,000.
 Known bias: follows the judge, its taste for length and position among them (`judge.json` measures these); what is near
 the hard set is preferred, so a topic that V missed is found late.
 
