@@ -149,7 +149,7 @@ def confirm_cost(config: Any) -> None:
 
     if config.paid.max_usd is not None or not paid_backends(config):
         return
-    from engine.paid.estimate import estimate
+    from engine.paid.plan import estimate
 
     usd = estimate(config)["usd"]
     if usd is not None and usd["likely"] <= config.paid.confirm_above_usd:
@@ -172,7 +172,7 @@ def plan(
     as_json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Says what the paid calls of a run will cost, before any is made."""
-    from engine.paid.estimate import estimate
+    from engine.paid.plan import estimate
     from engine.paid.service import paid_backends
     from engine.settings import load_config
 
@@ -185,7 +185,7 @@ def plan(
 
         Console().print(render(found))
     else:
-        print("no generator or judge of this config makes paid calls")
+        print("nothing in this config makes paid calls")
 
 
 def make_runtime(config: Any, observer: Any) -> Any:

@@ -13,7 +13,9 @@ from typing import Any
 from engine.artifacts import Step
 from engine.config import budget_rows
 from engine.errors import DataError
+from engine.paid.passes import PaidPass
 from engine.recipes.base import Context, Selection
+from engine.schema import canonical_json
 from engine.scoring.base import Derived, Measured
 from engine.scoring.table import score_table
 from engine.selecting.base import ByScore, Narrowing, Selector, Sized
@@ -55,6 +57,13 @@ class Composition:
                     else "needs `rows`: a share of the pool or a number"
                 )
                 raise ValueError(f"select.{number} ({selector.kind}) {why}")
+
+    @property
+    def passes(self) -> list[PaidPass]:
+        """Its paid passes, each once."""
+        measured = [score for score in self.scores.values() if isinstance(score, Measured)]
+        found = [one for part in (*measured, *self.select) for one in part.passes]
+        return list({canonical_json([one.step, one.identity]): one for one in found}.values())
 
 
 def check_names(where: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -166,10 +166,26 @@ class OpenAIJudgeConfig(EndpointConfig, JudgingConfig):
     kind: Literal["openai"] = "openai"
 
 
-class OpenAIRaterConfig(EndpointConfig):
+class AskingConfig(EndpointConfig):
+    """An endpoint that is asked one prompt about each row."""
+
     kind: Literal["openai"] = "openai"
-    prompt: str = Field(default="rating", description="Prompt: name, name/version, or the path of your own file")
+    prompt: str = Field(description="Prompt: name, name/version, or the path of your own file")
     structured: Literal["auto", "json_schema", "json_object", "text"] = Field(
         default="auto", description="Form of the reply; auto takes the strictest one that the endpoint accepts"
     )
     max_tokens: int = Field(default=32, ge=1, description="Longest reply, in tokens")
+    suspects: Literal["skip", "judge"] = Field(
+        default="skip", description="Rows whose text talks to the judge: error rows, or asked about like any other"
+    )
+
+
+class OpenAIRaterConfig(AskingConfig):
+    prompt: str = Field(default="rating", description="Prompt: name, name/version, or the path of your own file")
+    turns: Literal["last", "mean", "sum"] = Field(
+        default="last", description="Which answers of a conversation are rated: the last one, or all, put together so"
+    )
+    expectation: bool = Field(
+        default=False,
+        description="Mean of the scores weighted by their token probabilities (whole scores from 0 to 9 only)",
+    )

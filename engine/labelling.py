@@ -257,11 +257,11 @@ def judge_batch(
     source: Source = batch
     inputs = [batch.fingerprint]
     if generator is not None:
-        answers = backend_step(context, f"rounds/{number:03d}/answers", generator, inputs)
+        answers = context.paid_step(f"rounds/{number:03d}/answers", generator.identity, inputs)
         record = generator.run(batch, answers)
         context.check_failures(answers.folder, record.failed, record.rows)
         source, inputs = Joined(batch, answers), [*inputs, answers.fingerprint]
-    verdicts = backend_step(context, f"rounds/{number:03d}/verdicts", judge, inputs)
+    verdicts = context.paid_step(f"rounds/{number:03d}/verdicts", judge.identity, inputs)
     record = judge.run(source, verdicts)
     context.check_failures(verdicts.folder, record.failed, record.rows)
     rules = {name: getattr(config, name) for name in ("tie", "inconsistent", "soft_labels", "part_rows")}
@@ -270,12 +270,6 @@ def judge_batch(
         table, facts = label_table(batch, verdicts, config.tie, config.inconsistent, config.soft_labels)
         write_table(labels, table, config.part_rows, facts)
     return labels, Joined(verdicts, source)  # of columns that both have, the verdicts' own
-
-
-def backend_step(context: Context, name: str, backend: Backend, inputs: list[str]) -> Step:
-    """The step of a generator or judge; a number of its own after each `--retry-failed`."""
-    retry = context.paid.retries(name)
-    return context.step(name, {**backend.identity, **({"retry": retry} if retry else {})}, inputs)
 
 
 def round_report(number: int, labels: Step, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def suspicion(row: Mapping[str, Any]) -> str | None:
     texts += [row[TOOLS], *(canonical_json(turn["tool_calls"]) for turn in turns if turn.get("tool_calls"))]
     found = next((why for text in [*texts, row[RESPONSE]] if (why := suspect(text))), None)
     if found is None:
-        found = suspect(row[ANSWER] or "")
+        found = suspect(row.get(ANSWER) or "")
         found = None if found == "repetition" else found  # weak models loop: that is what makes a row hard
     return found
 

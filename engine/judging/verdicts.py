@@ -230,6 +230,51 @@ def _rating(said: str, scale: tuple[float, float] | None) -> float | None:
     return value if fits else None
 
 
+def expected_rating(
+    tokens: Sequence[Mapping[str, Any]], parser: str, scale: tuple[float, float] | None
+) -> float | None:
+    """The mean of the whole scores of a scale, weighted by their probabilities where the reply writes its score.
+
+    sum of k p_k over the digits k, with p normalised over them, as DEITA's scorers (arXiv 2312.15685) and G-Eval.
+
+    Args:
+        tokens: as for `verdict_probabilities`.
+        parser, scale: as for `parse_rating`; the scale lies between 0 and 9.
+
+    Returns:
+        None when the reply has no rating, or one that is not a single digit, when there are no alternatives, or when
+        the digits of the scale have less than half of the mass.
+    """
+    words = [str(token.get("token") or "") for token in tokens]
+    text = "".join(words)
+    written = parse_rating(text, parser, scale)
+    if scale is None or written is None or written != int(written):
+        return None
+    start = _after_thinking(text)[1]
+    forms = (
+        r"""["'](?:score|rating)["']\s*:\s*["']?(\d)""",
+        r"\b(?:score|rating)\b\W{0,9}(?:is\s+|of\s+)?(\d)",
+        r"(\d)",
+    )
+    places = [match.start(1) for form in forms for match in re.finditer(rf"(?i){form}(?![\d.]\d|\d)", text[start:])]
+    place = next((start + found for found in places if text[start + found] == f"{written:g}"), -1)
+    if place < 0:
+        return None
+    ends = list(accumulate(len(word) for word in words))
+    index = bisect_right(ends, place)
+    lead = words[index][: place - ends[index] + len(words[index])].strip()
+    listed = tokens[index].get("top_logprobs")
+    top = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    chances = {str(one.get("token") or ""): one.get("logprob") for one in (tokens[index], *top)} if top else {}
+    mass: dict[int, float] = {}
+    for word, logprob in chances.items():
+        digit = re.fullmatch(rf"{re.escape(lead)}(\d)\D*", word.strip())
+        if digit and scale[0] <= int(digit[1]) <= scale[1] and isinstance(logprob, (int, float)) and logprob == logprob:
+            mass[int(digit[1])] = mass.get(int(digit[1]), 0.0) + math.exp(min(logprob, 0.0))
+    total = math.fsum(mass.values())
+    return math.fsum(k * p for k, p in mass.items()) / total if total >= _FEWEST_MASS else None
+
+
 def parse_score_pair(text: str) -> tuple[float, float] | None:
     """The scores of (first, second) answer, out of 10.
 

@@ -1,4 +1,4 @@
-"""What a run's paid calls will cost, before any is made: calls, tokens and USD, low, likely and high.
+"""What the paid calls of a run with rounds will cost, before any is made: calls, tokens and USD, low, likely and high.
 
 Prompts of a sample of the pool are rendered as the run would, and looked up in the ledger; those of a round in work
 are all looked up, so its calls are exact. What cannot be known beforehand is bounded: how many rounds it takes, which
@@ -8,7 +8,7 @@ rows they take, how long the answers get, how many tokens a text has. It calls n
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ class Backend:
     """One backend's calls.
 
     Attributes:
-        name: "generator" or "judge".
+        name: "generator", "judge" or the role of a pass.
         sample, batch: calls about a sample of the pool, and about all rows of the round in work.
         again: by case, calls for each that is missing.
         tokens_out: by case, of one reply.
@@ -157,8 +157,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     new = {case: min(size * (rounds[case] - begun), max(0, diverse - len(at.asked))) for case in CASES}
     rows = Rows(new, max(1, sample.rows - len(at.asked)))
     batch = sample.table.slice(0, 0) if at.batch is None else at.batch
-    plans = [_figures(backend, rows) for backend in backends_of(config, sample.table, batch)]
-    priced = all(plan["usd"] for plan in plans)
+    plans = [figures(backend, rows) for backend in backends_of(config, sample.table, batch)]
     return {
         "pool": sample.rows,
         "rows_per_round": size,
@@ -167,9 +166,15 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "rows_in_work": batch.num_rows,
         "over": at.over,
         "backends": plans,
-        "usd": {case: sum(plan["usd"][case] for plan in plans) for case in CASES} if priced else None,
+        "usd": total(plans),
         "max_usd": config.paid.max_usd,
     }
+
+
+def total(plans: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """USD by case of all backends, None when one's price is not known."""
+    priced = all(plan["usd"] for plan in plans)
+    return {case: sum(plan["usd"][case] for plan in plans) for case in CASES} if priced else None
 
 
 def draw_sample(config: RunConfig, pool: Step | None, asked: frozenset[str]) -> Sample:
@@ -277,7 +282,7 @@ def _calls(config: EndpointConfig, ledger: Store, asks: Mapping[str, Any]) -> Ca
     return Calls(endpoint=endpoint_of(config), ledger=ledger, run="", limiter=None, asks=asks)
 
 
-def _figures(backend: Backend, rows: Rows) -> dict[str, Any]:
+def figures(backend: Backend, rows: Rows) -> dict[str, Any]:
     """A backend's figures by case.
 
     Of the rows to come as many are answered already as of the sample (likely), as few as possible (high), or as many

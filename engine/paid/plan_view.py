@@ -14,8 +14,8 @@ CASES = ("low", "likely", "high")
 
 
 def render(plan: Mapping[str, Any]) -> RenderableType:
-    """`engine.paid.estimate.estimate` for a terminal."""
-    if plan["over"]:
+    """`engine.paid.plan.estimate` for a terminal."""
+    if plan.get("over"):
         return Text(f"The {plan['rounds_done']} rounds are over: the run makes no more calls.")
     table = table_of("calls of the", "", *CASES, title="paid calls")
     for backend in plan["backends"]:
@@ -32,6 +32,8 @@ def render(plan: Mapping[str, Any]) -> RenderableType:
 
 
 def _head(plan: Mapping[str, Any]) -> str:
+    if "rounds" not in plan:
+        return f"{plan['pool']:,} rows in the pool, every one is asked about"
     done, fewest, most = plan["rounds_done"], plan["rounds"]["low"], plan["rounds"]["high"]
     text = f"{plan['pool']:,} rows in the pool, {plan['rows_per_round']:,} judged per round, "
     text += f"{most} rounds" if fewest == most else f"{fewest} to {most} rounds"

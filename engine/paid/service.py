@@ -24,7 +24,6 @@ from engine.config_endpoint import (
     EndpointConfig,
     OpenAIGeneratorConfig,
     OpenAIJudgeConfig,
-    OpenAIRaterConfig,
 )
 from engine.errors import BudgetReached, ConfigError
 from engine.judging.prompts import DATA_RULES, Prompt, load_prompt
@@ -37,12 +36,10 @@ from engine.paid.stages import (
     Calls,
     OpenAIGenerator,
     OpenAIJudge,
-    OpenAIRater,
     PaidWorker,
     generator_asks,
     judge_asks,
     judge_settings,
-    rater_asks,
     round_of,
 )
 from engine.runtime import Group, Resources, Runtime, StageSpec, map_on_group, pending_parts, run_pass
@@ -128,9 +125,21 @@ class PaidRun:
 
 
 def paid_backends(config: RunConfig) -> list[EndpointConfig]:
-    """The backends of a config that call an endpoint."""
-    found = [getattr(config.recipe, name, None) for name in ("generator", "judge")]
-    return [backend for backend in found if isinstance(backend, EndpointConfig)]
+    """The backends of a config that call an endpoint, wherever in the recipe's settings they stand."""
+    return list(_endpoints(config.recipe))
+
+
+def _endpoints(value: Any) -> Iterator[EndpointConfig]:
+    if isinstance(value, EndpointConfig):
+        yield value
+    elif isinstance(value, Strict):
+        for name in type(value).model_fields:
+            yield from _endpoints(getattr(value, name))
+    elif isinstance(value, Mapping):
+        yield from _endpoints(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _endpoints(item)
 
 
 def ledger_store(store: Store, where: str | None) -> Store:
@@ -144,20 +153,21 @@ def read_retries(store: Store) -> dict[str, int]:
 
 
 def retry_failed(store: Store) -> list[str]:
-    """Marks every complete step of answers or verdicts that has error rows, so that the next run makes it again.
+    """Marks every complete step of paid calls that has error rows, so that the next run makes it again.
 
-    Rows that were answered come out of the ledger; only the failed ones are asked.
+    Such a step names an endpoint among its settings. Rows that were answered come out of the ledger; only the failed
+    ones are asked.
 
     Returns:
         Names of the steps.
     """
     retries, marked = read_retries(store), list[str]()
-    for number in store.list("rounds"):
-        for folder in store.list(f"rounds/{number}"):
-            paid = folder.startswith(("answers-", "verdicts-"))
-            if paid and store.exists(f"rounds/{number}/{folder}/step.json"):
-                record = StepRecord.from_json(store.read_bytes(f"rounds/{number}/{folder}/step.json"))
-                if record.failed and record.settings.get("retry", 0) == retries.get(record.name, 0):
+    for parent in ("steps", *(f"rounds/{number}" for number in store.list("rounds"))):
+        for folder in store.list(parent):
+            if store.exists(f"{parent}/{folder}/step.json"):
+                record = StepRecord.from_json(store.read_bytes(f"{parent}/{folder}/step.json"))
+                paid = record.failed and "base_url" in record.settings
+                if paid and record.settings.get("retry", 0) == retries.get(record.name, 0):
                     marked.append(record.name)
     marked = sorted(set(marked))  # steps of other settings in the same folder have the same names
     if marked:
@@ -345,10 +355,3 @@ def paid_judge(paid: PaidRun, config: OpenAIJudgeConfig, seed: int) -> PaidBacke
     identity = {**identity_of(config), **judging_identity(prompt)}
     asks, settings = judge_asks(config, prompt), judge_settings(config, prompt, seed)
     return PaidBackend(paid, "judge", OpenAIJudge, config, asks, settings, identity)
-
-
-def paid_rater(paid: PaidRun, config: OpenAIRaterConfig) -> PaidBackend:
-    """A rater behind an OpenAI-compatible endpoint: one number per response, on the prompt's scale."""
-    prompt = load_prompt(config.prompt, "rating")
-    identity = {**identity_of(config), **judging_identity(prompt)}
-    return PaidBackend(paid, "rate", OpenAIRater, config, rater_asks(config, prompt), {"prompt": prompt}, identity)

@@ -1,4 +1,4 @@
-"""The stages that make paid calls: generator, judge and rater, each on the run's limits and ledger.
+"""The stages that make paid calls, on the run's limits and ledger: what they share, the generator and the judge.
 
 A stage runs its calls on an event loop in a thread of its own, so several parts can be in work at a time: while one
 waits for its last replies the next keeps the endpoint busy. A call that fails makes an error row; only what concerns
@@ -19,28 +19,26 @@ import pyarrow as pa
 
 from engine.artifacts import Step
 from engine.config_endpoint import (
+    AskingConfig,
     JudgingConfig,
     OpenAIGeneratorConfig,
     OpenAIJudgeConfig,
-    OpenAIRaterConfig,
 )
 from engine.judging.canaries import canaries_for
-from engine.judging.pairwise import COST_COLUMNS, JUDGED_COLUMNS, Pairwise, conversation, cost_columns, reminder
-from engine.judging.prompts import Prompt, render
-from engine.judging.verdicts import parse_rating
+from engine.judging.pairwise import COST_COLUMNS, JUDGED_COLUMNS, Pairwise, cost_columns
+from engine.judging.prompts import Prompt
 from engine.paid.batch_files import BatchClient, Missing, NotAnswered
 from engine.paid.client import PaidClient
 from engine.paid.endpoint import Endpoint
 from engine.paid.replies import Reply, RowFailed
 from engine.paid.requests import Request
 from engine.runtime import Group, PartWorker, StageSpec
-from engine.schema import ANSWER, ANSWER_COLUMNS, ERROR, ID, MESSAGES, RESPONSE, TOOLS, id_words
+from engine.schema import ANSWER, ANSWER_COLUMNS, ERROR, ID, MESSAGES, TOOLS, id_words
 from engine.store import Store
 
 T = TypeVar("T")
 
 PAID_ANSWER_COLUMNS = [*ANSWER_COLUMNS, pa.field("finish", pa.string()), *COST_COLUMNS]
-RATING_COLUMNS = [pa.field("rating", pa.float32()), pa.field(ERROR, pa.large_string()), *COST_COLUMNS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,43 +218,8 @@ class OpenAIJudge(PaidStage):
         return await self.ask(messages, purpose, self.pairwise.readable, about=about)
 
 
-class OpenAIRater(PaidStage):
-    """Stage: a number for each response, on the scale that the prompt declares.
-
-    Args:
-        prompt: of kind rating.
-    """
-
-    columns_in = (MESSAGES, TOOLS, RESPONSE)
-    columns_out = RATING_COLUMNS
-
-    def __init__(self, calls: Calls, member: str, retry: int, *, prompt: Prompt) -> None:
-        super().__init__(calls, member, retry)
-        self.prompt = prompt
-
-    def work(self, rows: Sequence[dict[str, Any]]) -> list[Coroutine[Any, Any, dict[str, Any]]]:
-        return [self._rate(row) for row in rows]
-
-    async def _rate(self, row: dict[str, Any]) -> dict[str, Any]:
-        messages = render(self.prompt, {"conversation": conversation(row), "answer": row[RESPONSE]})
-        first = await self._ask_rater(messages)
-        replies, rating = [first], self._read(first)
-        if rating is None:  # one re-ask
-            wanted = "a number" if self.prompt.parser != "rating" else json.dumps({"score": "<your score>"})
-            replies.append(await self._ask_rater([*messages, *reminder(first.text, wanted)]))
-            rating = self._read(replies[1])
-        found = {"rating": rating, **cost_columns(replies)}
-        return found if rating is not None else {ERROR: "unreadable: no score in two replies of the judge", **found}
-
-    async def _ask_rater(self, messages: Sequence[Mapping[str, str]]) -> Reply:
-        return await self.ask(messages, "rating", lambda reply: self._read(reply) is not None)
-
-    def _read(self, reply: Reply) -> float | None:
-        return parse_rating(reply.text, self.prompt.parser, self.prompt.scale)
-
-
-def generator_asks(config: OpenAIGeneratorConfig | OpenAIRaterConfig | OpenAIJudgeConfig) -> dict[str, Any]:
-    """Request fields of a generator's calls; a rater's and a judge's have them too."""
+def generator_asks(config: OpenAIGeneratorConfig | AskingConfig | OpenAIJudgeConfig) -> dict[str, Any]:
+    """Request fields of a generator's calls; those that ask a prompt have them too."""
     return {
         "model": config.model,
         "temperature": config.temperature,
@@ -266,8 +229,8 @@ def generator_asks(config: OpenAIGeneratorConfig | OpenAIRaterConfig | OpenAIJud
     }
 
 
-def rater_asks(config: OpenAIRaterConfig | OpenAIJudgeConfig, prompt: Prompt) -> dict[str, Any]:
-    """Request fields of a rater's calls."""
+def prompt_asks(config: AskingConfig | OpenAIJudgeConfig, prompt: Prompt) -> dict[str, Any]:
+    """Request fields of calls that ask a prompt."""
     return {
         **generator_asks(config),
         "schema": prompt.schema,
@@ -277,8 +240,8 @@ def rater_asks(config: OpenAIRaterConfig | OpenAIJudgeConfig, prompt: Prompt) ->
 
 
 def judge_asks(config: OpenAIJudgeConfig, prompt: Prompt) -> dict[str, Any]:
-    """Request fields of a judge's calls: a rater's, and probabilities where the reply is one verdict."""
-    return {**rater_asks(config, prompt), "logprobs": config.logprobs and prompt.parser != "score_pair"}
+    """Request fields of a judge's calls, with probabilities where the reply is one verdict."""
+    return {**prompt_asks(config, prompt), "logprobs": config.logprobs and prompt.parser != "score_pair"}
 
 
 def judge_settings(config: JudgingConfig, prompt: Prompt, seed: int) -> dict[str, Any]:

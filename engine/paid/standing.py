@@ -131,6 +131,14 @@ class NoRuntime:
         """Told when the run starts."""
 
 
+def frozen_pool(config: RunConfig) -> Step | None:
+    """The pool of a run folder, None while it is not complete."""
+    try:
+        return ingest(config, CommittedStore(config.out), NoRuntime(), resolve_inputs(config.data.path))
+    except NotThere:
+        return None
+
+
 def standing(config: RunConfig) -> Standing:
     """Where a run with these settings would go on.
 

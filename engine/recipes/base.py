@@ -61,6 +61,11 @@ class Context:
     def step(self, name: str, settings: Mapping[str, Any], inputs: list[str], version: int = 1) -> Step:
         return Step(self.store, name, settings, inputs, version)
 
+    def paid_step(self, name: str, identity: Mapping[str, Any], inputs: list[str]) -> Step:
+        """The step of something that may be asked anew; a number of its own after each `--retry-failed`."""
+        retry = self.paid.retries(name)
+        return self.step(name, {**identity, **({"retry": retry} if retry else {})}, inputs)
+
     def reused(self, step: Step) -> bool:
         """Whether a step is complete already; if so the observer hears of it."""
         record = step.record()

@@ -8,11 +8,12 @@ from pydantic import Field
 
 from engine.scoring.arithmetic import Linear, Product
 from engine.scoring.clusters import Cluster
+from engine.scoring.rating import Rating
 from engine.scoring.recorded import Recorded
 from engine.scoring.text import Length
 from engine.scoring.tokens import TokenScore
 
 AnyScore = Annotated[
-    Cluster | Length | Linear | Product | Recorded | TokenScore,
+    Cluster | Length | Linear | Product | Rating | Recorded | TokenScore,
     Field(discriminator="kind"),
 ]

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from engine.artifacts import Source
 from engine.config_base import Strict
+from engine.paid.passes import PaidPass
 from engine.recipes.base import Context
 
 
@@ -47,6 +48,11 @@ class Measured(Strict):
     @property
     def carries(self) -> Sequence[str]:
         """Further columns of the pass that the table of scores gets; selectors may name them too."""
+        return ()
+
+    @property
+    def passes(self) -> Sequence[PaidPass]:
+        """The passes over the pool that make paid calls, for the plan."""
         return ()
 
     def measure(self, context: Context) -> Score:

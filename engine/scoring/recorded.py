@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -20,19 +21,30 @@ VALUE = "value"
 
 
 class RecordedNumbers(Recording):
-    """Stage: a number per row. Numbers in text are taken; anything else is an error row, never a score."""
+    """Stage: a number per row. Numbers in text are taken; anything else is an error row, never a score.
+
+    Args:
+        column, file: as Recording.
+        scale: (lowest, highest); a number outside is an error too.
+    """
 
     columns_out = (pa.field(VALUE, pa.float64()), pa.field(ERROR, pa.large_string()))
 
+    def __init__(
+        self, column: str | None = None, file: str | None = None, scale: tuple[float, float] | None = None
+    ) -> None:
+        super().__init__(column, file)
+        self.scale = scale
+
     def __call__(self, table: pa.Table) -> pa.Table:
-        found = [_number(value) for value in self.values(table)]
+        found = [_number(value, self.scale) for value in self.values(table)]
         return pa.table(
             [pa.array([n for n, _ in found], pa.float64()), pa.array([e for _, e in found], pa.large_string())],
             names=[VALUE, ERROR],
         )
 
 
-def _number(value: Any) -> tuple[float | None, str | None]:
+def _number(value: Any, scale: tuple[float, float] | None) -> tuple[float | None, str | None]:
     """The number and None, or None and why there is none."""
     if value is None:
         return None, "no recorded score"
@@ -42,7 +54,31 @@ def _number(value: Any) -> tuple[float | None, str | None]:
         number = math.nan
     if not math.isfinite(number):
         return None, f"not a number: {json.dumps(value, default=str)[:80]}"
+    if scale is not None and not scale[0] <= number <= scale[1]:
+        return None, f"out of scale: {number:g} is not from {scale[0]:g} to {scale[1]:g}"
     return number, None
+
+
+def recorded_numbers(context: Context, settings: Mapping[str, Any]) -> Score:
+    """The score that a recording gives.
+
+    Args:
+        settings: arguments of RecordedNumbers.
+    """
+    if settings["file"] is not None and settings["column"] is None:
+        settings = {**settings, "column": VALUE}
+    kwargs, identity = pinned("recorded", settings)
+    target = context.step("recorded", identity, [context.pool.fingerprint])
+    stage = StageSpec(
+        name="recorded",
+        factory=RecordedNumbers,
+        kwargs=kwargs,
+        columns_in=RecordedNumbers.columns_in,
+        columns_out=RecordedNumbers.columns_out,
+    )
+    record = context.runtime.map_parts(stage, context.pool, target)
+    context.check_failures(target.folder, record.failed, record.rows)
+    return Score.of(target, VALUE)
 
 
 class Recorded(RecorderConfig, Measured):
@@ -51,18 +87,4 @@ class Recorded(RecorderConfig, Measured):
     kind: Literal["recorded"] = "recorded"
 
     def measure(self, context: Context) -> Score:
-        settings = self.model_dump(exclude={"kind"})
-        if self.file is not None and self.column is None:
-            settings["column"] = VALUE
-        settings, identity = pinned("recorded", settings)
-        target = context.step("recorded", identity, [context.pool.fingerprint])
-        stage = StageSpec(
-            name="recorded",
-            factory=RecordedNumbers,
-            kwargs=settings,
-            columns_in=RecordedNumbers.columns_in,
-            columns_out=RecordedNumbers.columns_out,
-        )
-        record = context.runtime.map_parts(stage, context.pool, target)
-        context.check_failures(target.folder, record.failed, record.rows)
-        return Score.of(target, VALUE)
+        return recorded_numbers(context, self.model_dump(exclude={"kind"}))

@@ -21,6 +21,7 @@ from pydantic import Field
 from engine.algorithms.ranking import top_rows
 from engine.artifacts import Step, take_rows
 from engine.config_base import Strict
+from engine.paid.passes import PaidPass
 from engine.recipes.base import Context
 from engine.schema import ERROR, ID, ROW, canonical_json, id_words
 
@@ -155,6 +156,11 @@ class Selector(Strict):
     @property
     def reads(self) -> Sequence[str]:
         """Names of the scores it needs."""
+        return ()
+
+    @property
+    def passes(self) -> Sequence[PaidPass]:
+        """The passes that make paid calls, for the plan, which takes them to ask about every row of the pool."""
         return ()
 
     def narrow(self, narrowing: Narrowing, num: int) -> Narrowing:

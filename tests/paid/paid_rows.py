@@ -11,7 +11,8 @@ from engine.artifacts import Step, write_table
 from engine.config import PaidConfig
 from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig, OpenAIRaterConfig
 from engine.local import LocalRuntime
-from engine.paid.service import PaidBackend, PaidRun, paid_generator, paid_judge, paid_rater
+from engine.paid.rating import rating_pass
+from engine.paid.service import PaidBackend, PaidRun, paid_generator, paid_judge
 from engine.schema import canonical_json, conversation_id
 from engine.store import Store
 from tests.conftest import Recorder
@@ -78,7 +79,9 @@ def answer_rows(out: Path, rows: list[dict[str, Any]], config: OpenAIGeneratorCo
 def rate_rows(out: Path, rows: list[dict[str, Any]], config: OpenAIRaterConfig) -> pa.Table:
     """Ratings of rows, in a run folder of their own."""
     run = PaidRun(Store(out), LocalRuntime(Recorder()), PaidConfig())
-    return _made(run, paid_rater(run, config), rows, "ratings")
+    one = rating_pass(config)
+    backend = PaidBackend(run, one.role, one.factory, config, one.asks, one.settings, one.identity)
+    return _made(run, backend, rows, "ratings")
 
 
 def _made(run: PaidRun, backend: PaidBackend, rows: list[dict[str, Any]], name: str) -> pa.Table:

@@ -1,0 +1,57 @@
+"""The plan of a run's paid calls: of its passes over the whole pool, or of its rounds (engine/paid/estimate.py).
+
+A pass asks about every row. The calls about a sample of the pool are rendered and looked up in the ledger; a pool of
+at most 200 rows is looked up whole, so its number of calls is exact but for replies that are asked about again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.config import RunConfig
+from engine.paid.estimate import ASKED_AGAIN, CASES, Backend, Lookup, Rows, Sample, draw_sample, figures, look_up, total
+from engine.paid.estimate import estimate as rounds_plan
+from engine.paid.passes import PaidPass
+from engine.paid.service import ledger_store
+from engine.paid.standing import frozen_pool
+from engine.recipes import load_recipe
+from engine.store import Store
+
+
+def paid_passes(config: RunConfig) -> list[PaidPass] | None:
+    """The paid passes of a recipe that is a composition; None for one with rounds of its own."""
+    composition = getattr(load_recipe(config.recipe.name).module, "composition", None)
+    return None if composition is None else composition(config.recipe).passes
+
+
+def estimate(config: RunConfig) -> dict[str, Any]:
+    """The plan of a run's paid calls.
+
+    Returns:
+        Of rounds: as `engine.paid.estimate.estimate`. Of passes: its `pool`, `backends`, `usd` and `max_usd`.
+
+    Raises:
+        DataError, ConfigError, EnvironmentProblem: as a run would.
+    """
+    passes = paid_passes(config)
+    if passes is None:
+        return rounds_plan(config)
+    sample = draw_sample(config, frozen_pool(config), frozenset())
+    ledger = ledger_store(Store(config.out), config.paid.ledger)
+    plans = [_figures(one, sample, ledger) for one in passes]
+    return {"pool": sample.rows, "backends": plans, "usd": total(plans), "max_usd": config.paid.max_usd}
+
+
+def _figures(one: PaidPass, sample: Sample, ledger: Store) -> dict[str, Any]:
+    stage = one.collector(ledger)
+    try:
+        found = look_up(stage, sample.table)
+    finally:
+        stage.close()
+    low, likely = one.reply_tokens
+    high = float(one.asks["max_tokens"])
+    again = {case: 1.0 + ASKED_AGAIN[case] for case in CASES}
+    backend = Backend(
+        one.role, one.config, found, Lookup(0, 0, []), again, {"low": low, "likely": min(likely, high), "high": high}
+    )
+    return figures(backend, Rows(dict.fromkeys(CASES, sample.rows), max(1, sample.rows)))
