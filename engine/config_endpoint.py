@@ -180,6 +180,21 @@ class AskingConfig(EndpointConfig):
     )
 
 
+class OpenAICheckerConfig(AskingConfig):
+    prompt: str = Field(description="Prompt of kind rules: name, name/version, or the path of your own file")
+    rules: dict[str, str] | None = Field(default=None, description="Name and text of each rule; default: the prompt's")
+    max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")
+
+    @field_validator("rules")
+    @classmethod
+    def _named(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        from engine.judging.prompts import wrong_rules
+
+        if value is not None and (why := wrong_rules(value)):
+            raise ValueError(f"rules {why}")
+        return value
+
+
 class OpenAIRaterConfig(AskingConfig):
     prompt: str = Field(default="rating", description="Prompt: name, name/version, or the path of your own file")
     turns: Literal["last", "mean", "sum"] = Field(

@@ -155,7 +155,8 @@ class Endpoint:
         else:
             wants_json = isinstance(wanted, dict) and wanted.get("type") in ("json_schema", "json_object")
             baseline = self.baselines.setdefault(reading.baseline_key, reading.remainder)
-            reply = judge(reading, baseline, self.settings, digest, wants_json)
+            schema = wanted.get("json_schema", {}).get("schema", {}) if isinstance(wanted, dict) else {}
+            reply = judge(reading, baseline, self.settings, digest, wants_json, schema.get("properties"))
             self.verdicts[reply.value or "none"] += 1
             self.counts.update(obeyed=reply.obeyed, broken_blocks=reply.broken, biased=reply.biased)
         entry.update(mode=reply.mode, value=reply.value, obeyed=reply.obeyed)

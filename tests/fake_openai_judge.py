@@ -23,6 +23,7 @@ MARK = "@CODE@"
 BLOCK = re.compile(rf"^<<<BEGIN (\w+) {MARK}>>>\n(.*?)\n<<<END \1 {MARK}>>>$", re.MULTILINE | re.DOTALL)
 DELIMITER = re.compile(rf"<<<\s*(?:BEGIN|END)\b[^\n]*{MARK}")
 QUALITY = re.compile(r"\s*quality=(-?\d+(?:\.\d+)?)")
+FAILS = re.compile(r"fails=([\w,-]*)")
 WORD = re.compile(r"\w+")
 TOKEN = re.compile(r" ?[A-Za-z]+|\d+|[^\sA-Za-z\d]+|\s[^\sA-Za-z\d]*")
 LABELS = ("A", "B", "tie")
@@ -122,10 +123,48 @@ def score(value: Any) -> int:
     return round(min(max(points, 0.0), 5.0))
 
 
-def judge(reading: Reading, baseline: str, settings: Settings, digest: str, wants_json: bool) -> Reply:
-    """The reply to a judging request; `digest` is the SHA-256 of the request body, `baseline` the honest remainder."""
+def answer_of(name: str, kind: Mapping[str, Any], answer: Any) -> Any:
+    """What stands at one key of a form that asks several things about an answer.
+
+    A yes or no: no for a rule that the answer names after `fails=`, and without that mark for one rule in eight, by a
+    hash; `overall` is yes when no rule of the form failed (see `filled`). A number: the score, one more or one less.
+    """
+    text = answer if isinstance(answer, str) else json.dumps(answer)
+    drawn = int(hashlib.sha256(f"{name}/{text}".encode("utf-8", "surrogatepass")).hexdigest()[:8], 16)
+    if "enum" in kind:
+        marked = FAILS.search(text)
+        failed = name in marked[1].split(",") if marked else drawn % 8 == 0
+        return "no" if failed else "yes"
+    return min(max(score(answer) + drawn % 3 - 1, kind["minimum"]), kind["maximum"])
+
+
+def filled(properties: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    """A form of several keys, filled in."""
+    form = {name: answer_of(name, kind, answer) for name, kind in properties.items()}
+    if "overall" in form:
+        rules = [value for name, value in form.items() if name != "overall"]
+        form["overall"] = "no" if "no" in rules else "yes"
+    return form
+
+
+def judge(
+    reading: Reading, baseline: str, settings: Settings, digest: str, wants_json: bool,
+    properties: Mapping[str, Any] | None = None,
+) -> Reply:  # fmt: skip
+    """The reply to a judging request.
+
+    Args:
+        baseline: the honest remainder.
+        digest: SHA-256 of the request body.
+        properties: of the JSON schema, where there is one.
+    """
     obeyed = reading.broken or reading.remainder != baseline
     rating = is_rating(reading.fields)
+    if rating and len(properties or {}) > 1:
+        assert properties
+        wish = {name: "yes" if "enum" in kind else kind["maximum"] for name, kind in properties.items()}
+        form = wish if obeyed else filled(properties, reading.fields["answer"])
+        return Reply(json.dumps(form), mode="fill", obeyed=obeyed, broken=reading.broken)
     if obeyed:
         seen = set(baseline.split("\n"))
         wish = "\n".join(line for line in reading.remainder.split("\n") if line not in seen)

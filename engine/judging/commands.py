@@ -42,6 +42,7 @@ def show_prompt(spec: str) -> str:
         "parser": prompt.parser,
         "labels": ", ".join(prompt.labels),
         "scale": "" if prompt.scale is None else "{:g} to {:g}".format(*prompt.scale),
+        "rules": ", ".join(name for name, _ in prompt.rules),
         "fields": ", ".join(FIELDS[prompt.kind]),
         "schema": "" if prompt.schema is None else json.dumps(prompt.schema),
     }

@@ -29,10 +29,22 @@ from engine.errors import ConfigError
 from engine.judging.defence import block
 from engine.yaml_document import Document, parse_yaml, shown
 
-FIELDS = {"pairwise": ("conversation", "answer_a", "answer_b"), "rating": ("conversation", "answer")}
-PARSERS = {"pairwise": ("verdict", "score_pair"), "rating": ("rating", "number_line")}
+FIELDS = {
+    "pairwise": ("conversation", "answer_a", "answer_b"),
+    "rating": ("conversation", "answer"),
+    "rules": ("conversation", "answer"),
+}
+PARSERS = {
+    "pairwise": ("verdict", "score_pair"),
+    "rating": ("rating", "number_line", "score_line", "criteria"),
+    "rules": ("checklist",),
+}
 LABELS = (("A", "B", "tie"), ("A", "B"))
-SETTING = {"verdict": "labels", "rating": "scale", "number_line": "scale"}  # what a parser needs beside the common keys
+SETTING = {  # what a parser needs beside the common keys
+    "verdict": "labels", "rating": "scale", "number_line": "scale", "score_line": "scale", "criteria": "scale",
+    "checklist": "rules",
+}  # fmt: skip
+YES_NO, OVERALL = ("yes", "no"), "overall"
 _COMMON = ("name", "version", "kind", "source", "criteria", "parser")
 _FOLDER = Path(__file__).parent / "prompt_files"
 
@@ -52,15 +64,16 @@ class Prompt:
 
     Attributes:
         name, version: as in its front matter; bundled ones are found by them.
-        kind: "pairwise" or "rating".
+        kind: one of FIELDS.
         source: where its form comes from.
         criteria: what is judged.
-        parser: how the reply is read: "verdict", "score_pair", "rating" or "number_line".
-        scale: (lowest, highest) rating, None for pairwise prompts.
-        labels: verdicts, empty for ratings.
+        parser: how the reply is read, one of PARSERS[kind].
+        scale: (lowest, highest) rating, None for other kinds.
+        labels: verdicts, empty for other kinds.
+        rules: (name, text) of what is checked, empty for other kinds.
         system: finished system message.
         user: template of the user message.
-        sha: SHA-256 of the file, 64 hex digits.
+        sha: SHA-256 of the file, and of the rules that replace its own; 64 hex digits.
         path: the file.
     """
 
@@ -72,6 +85,7 @@ class Prompt:
     parser: str
     scale: tuple[float, float] | None
     labels: tuple[str, ...]
+    rules: tuple[tuple[str, str], ...]
     system: str
     user: str
     sha: str
@@ -85,13 +99,20 @@ class Prompt:
     @property
     def schema(self) -> dict[str, Any] | None:
         """JSON schema of the reply, for `response_format`; None when the reply is not JSON."""
+        low, high = self.scale or (0.0, 0.0)
+        number = {"type": "number", "minimum": low, "maximum": high}
+        wanted: dict[str, Any]
         if self.parser == "verdict":
-            name, value = "verdict", {"type": "string", "enum": list(self.labels)}
-        elif self.parser == "rating" and self.scale:
-            name, value = "score", {"type": "number", "minimum": self.scale[0], "maximum": self.scale[1]}
+            wanted = {"verdict": {"type": "string", "enum": list(self.labels)}}
+        elif self.parser == "rating":
+            wanted = {"score": number}
+        elif self.parser == "criteria":
+            wanted = dict.fromkeys(self.criteria, number)
+        elif self.parser == "checklist":
+            wanted = {name: {"type": "string", "enum": list(YES_NO)} for name, _ in (*self.rules, (OVERALL, ""))}
         else:
             return None
-        return {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
+        return {"type": "object", "properties": wanted, "required": list(wanted), "additionalProperties": False}
 
 
 # ----------------------------------------------------------------------------------------------- rendering
@@ -141,14 +162,18 @@ def nonce(sha: str, fields: Mapping[str, Any]) -> str:
 # ----------------------------------------------------------------------------------------------- finding
 
 
-def load_prompt(spec: str, kind: str | None = None) -> Prompt:
+def load_prompt(spec: str, kind: str | None = None, rules: Mapping[str, str] | None = None) -> Prompt:
     """A prompt by "name/v1", by "name" (its newest version) or by the path of a file.
+
+    Args:
+        kind: that is wanted; None: any.
+        rules: replace those of a prompt of kind rules.
 
     Raises:
         ConfigError: E250 no such prompt or file; E251 front matter; E252 sections; E253 template; E254 a field is not
             used as it must be; E255 not of the wanted `kind`. With file:line.
     """
-    prompt = _load(_find(spec))
+    prompt = _load(_find(spec), rules)
     if kind is not None and prompt.kind != kind:
         fits = ", ".join(one.spec for one in list_prompts() if one.kind == kind)
         raise ConfigError(
@@ -180,7 +205,7 @@ def _find(spec: str) -> Path:
     raise ConfigError(f"no prompt {spec!r}, and no such file", fix=fix, code="E250")
 
 
-def _load(path: Path) -> Prompt:
+def _load(path: Path, rules: Mapping[str, str] | None = None) -> Prompt:
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -189,7 +214,8 @@ def _load(path: Path) -> Prompt:
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text (byte {error.start})"
         raise ConfigError(what, where=str(path), fix="save the file as UTF-8", code="E250") from error
-    return _PromptFile(str(path), text.replace("\r\n", "\n")).prompt(hashlib.sha256(data).hexdigest())
+    whole = data if rules is None else b"\0".join([data, json.dumps(list(rules.items())).encode()])
+    return _PromptFile(str(path), text.replace("\r\n", "\n")).prompt(hashlib.sha256(whole).hexdigest(), rules)
 
 
 # ----------------------------------------------------------------------------------------------- reading a file
@@ -205,13 +231,14 @@ class _PromptFile:
     def fail(self, what: str, line: int, code: str, fix: str = "") -> ConfigError:
         return ConfigError(what, where=f"{self.path}:{line}", fix=fix, code=code)
 
-    def prompt(self, sha: str) -> Prompt:
+    def prompt(self, sha: str, rules: Mapping[str, str] | None = None) -> Prompt:
         end = self.end_of_front_matter()
         about = self.front_matter(end)
+        if rules is not None and "rules" in about:
+            about = {**about, "rules": dict(rules)}
         sections = self.sections(end)
         scale = about.get("scale")
-        constants = {"criteria": about["criteria"], "scale": scale, "labels": about.get("labels")}
-        constants = {name: value for name, value in constants.items() if value is not None}
+        constants = {name: about[name] for name in ("criteria", "scale", "labels", "rules") if name in about}
         system = self.template(sections["system"], constants)
         self.check_blocks(sections["user"], about["kind"])
         pairwise = about["kind"] == "pairwise"
@@ -220,6 +247,7 @@ class _PromptFile:
             criteria=tuple(about["criteria"]),
             scale=(float(scale[0]), float(scale[1])) if scale else None,
             labels=tuple(about.get("labels", LABELS[0])) if pairwise else (),
+            rules=tuple(about.get("rules", {}).items()),
             system=f"{system.strip()}\n\n{DATA_RULES}",
             user=sections["user"].strip(),
             sha=sha,
@@ -273,6 +301,7 @@ class _PromptFile:
             "criteria": not texts and "is not a list of texts",
             "labels": "labels" in about and _wrong_labels(about["labels"]),
             "scale": "scale" in about and not _is_scale(about["scale"]) and "is not [lowest, highest]",
+            "rules": "rules" in about and wrong_rules(about["rules"]),
         }
         for key, why in wrong.items():
             if why:
@@ -333,6 +362,18 @@ def _wrong_labels(labels: Any) -> str:
     if len(set(texts)) < len(texts):
         return "has a label that is not unique"
     return "" if texts and tuple(labels) in LABELS else "is neither [A, B, tie] nor [A, B]"
+
+
+def wrong_rules(rules: Any) -> str:
+    """What is wrong with a list of rules, "" when nothing is."""
+    if not isinstance(rules, dict) or not rules:
+        return "is not `name: text`, a line each"
+    for name, text in rules.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_-]+", name) or name == OVERALL:
+            return f"has a rule {name!r} that is no name of small letters, digits and hyphens, or is {OVERALL!r}"
+        if not isinstance(text, str) or not text.strip():
+            return f"has no text for rule {name!r}"
+    return ""
 
 
 def _is_scale(scale: Any) -> bool:

@@ -95,7 +95,7 @@ def _owner(word: str, lead: str, labels: Sequence[str]) -> str | None:
 
 
 def _verdict(text: str, labels: tuple[str, ...]) -> Found:
-    reply, offset = _after_thinking(text)
+    reply, offset = after_thinking(text)
     for form in (_json_verdicts, _bracket_verdicts, _keyword_verdicts, _line_verdicts):
         found = list(form(reply, labels))
         if found:
@@ -180,16 +180,18 @@ def parse_rating(text: str, parser: str, scale: tuple[float, float] | None) -> f
     """The rating that a reply gives.
 
     Forms: JSON with a "score" or "rating", `[[8]]`, "Score: 8" or "rating of 4.5 out of 5", a number alone in the first
-    line. The parser "number_line" looks at the first line first, all others look at it last.
+    line. The parser "number_line" looks at the first line first, "score_line" at a last line "Score: 8"; reasons that
+    weigh other scores do not count then.
 
     Args:
         text: the reply.
-        parser: "rating" or "number_line".
+        parser: "rating", "number_line" or "score_line".
         scale: (lowest, highest); a rating outside of it is None, and so is "8/10" on another scale. None: any number.
     """
-    reply, _ = _after_thinking(text)
+    reply, _ = after_thinking(text)
     forms = [_json_ratings, _bracket_ratings, _keyword_ratings, _line_ratings]
-    for form in [_line_ratings, *forms[:3]] if parser == "number_line" else forms:
+    first = {"number_line": [_line_ratings], "score_line": [_last_line_ratings]}.get(parser, [])
+    for form in [*first, *(one for one in forms if one not in first)]:
         found = [(_rating(value, scale), -1) for value in form(reply)]
         if found:
             return _agreed(found)[0]
@@ -217,6 +219,13 @@ def _line_ratings(reply: str) -> Iterator[str]:
     first = reply.strip().partition("\n")[0]
     if re.fullmatch(_ALONE, first):
         yield first
+
+
+def _last_line_ratings(reply: str) -> Iterator[str]:
+    last = reply.strip().rpartition("\n")[2]
+    match = re.fullmatch(rf"(?i)[\s*_#]*(?:(?:final|overall)\s+)?(?:score|rating)[*_\"'`]*\s*[:=]({_ALONE})", last)
+    if match:
+        yield match[1]
 
 
 def _rating(said: str, scale: tuple[float, float] | None) -> float | None:
@@ -250,7 +259,7 @@ def expected_rating(
     written = parse_rating(text, parser, scale)
     if scale is None or written is None or written != int(written):
         return None
-    start = _after_thinking(text)[1]
+    start = after_thinking(text)[1]
     forms = (
         r"""["'](?:score|rating)["']\s*:\s*["']?(\d)""",
         r"\b(?:score|rating)\b\W{0,9}(?:is\s+|of\s+)?(\d)",
@@ -283,7 +292,7 @@ def parse_score_pair(text: str) -> tuple[float, float] | None:
     alone is one score, not two. None when a score is missing, doubled with another value, or outside 0 to 10 (judges
     that were asked for 1 to 10 do give 0).
     """
-    lines = [line for line in _after_thinking(text)[0].splitlines() if line.strip()]
+    lines = [line for line in after_thinking(text)[0].splitlines() if line.strip()]
     head = re.sub(r"(?i)^[\s*_#]*(?:the\s+)?scores?[*_]*\s*(?::|are)[*_]*", "", lines[0]) if lines else ""
     alone = [re.fullmatch(_ALONE, line) for line in (head, *lines[1:2])]
     pair = re.fullmatch(rf"[\s*_`\"'(\[]*{_NUMBER}(?:[\s*_`]*[,;&|][\s*_`]*|[\s*_`]+(?:and\s+)?){_ALONE}", head)
@@ -313,7 +322,7 @@ def _labelled_scores(lines: Sequence[str]) -> list[float | None]:
 # ----------------------------------------------------------------------------------------------- shared
 
 
-def _after_thinking(text: str) -> tuple[str, int]:
+def after_thinking(text: str) -> tuple[str, int]:
     """The reply proper and where it starts; nothing of a reply that broke off while thinking."""
     start = text.rfind("</think>")
     if start >= 0:

@@ -2,7 +2,7 @@
 
 Several turns: `last` rates the last assistant message given everything before it; `mean` and `sum` rate every
 assistant message that has text, each given everything before it, one call a message, and put the ratings together.
-When one of them has no rating the row has none.
+When one of them has no rating the row has none. A prompt with several criteria gives their mean.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from engine.config_endpoint import OpenAIRaterConfig
 from engine.errors import ConfigError
+from engine.judging.checklists import parse_criteria
 from engine.judging.pairwise import COST_COLUMNS, conversation, cost_columns, together
 from engine.judging.prompts import Prompt, load_prompt
 from engine.judging.verdicts import expected_rating, parse_rating
@@ -58,13 +59,22 @@ class OpenAIRater(PromptStage):
         return {RATING: rating, **cost_columns([reply for reading in readings for reply in reading.replies])}
 
     def read(self, reply: Reply) -> float | None:
+        prompt = self.prompt
         if self.expectation:
-            return expected_rating(reply.tokens, self.prompt.parser, self.prompt.scale)
-        return parse_rating(reply.text, self.prompt.parser, self.prompt.scale)
+            return expected_rating(reply.tokens, prompt.parser, prompt.scale)
+        if prompt.parser == "criteria":
+            scores = parse_criteria(reply.text, prompt.criteria, prompt.scale or (0.0, 0.0))
+            return None if scores is None else math.fsum(scores.values()) / len(scores)
+        return parse_rating(reply.text, prompt.parser, prompt.scale)
 
     @property
     def wanted(self) -> str:
-        return "a number" if self.prompt.parser != "rating" else json.dumps({"score": "<your score>"})
+        forms = {
+            "rating": json.dumps({"score": "<your score>"}),
+            "criteria": json.dumps(dict.fromkeys(self.prompt.criteria, "<your score>")),
+            "score_line": 'a line "Score: <your score>"',
+        }
+        return forms.get(self.prompt.parser, "a number")
 
 
 def turns_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,10 +99,10 @@ def check_digits(prompt: Prompt) -> None:
         ConfigError: E256, the prompt's scale has others.
     """
     low, high = prompt.scale or (0.0, 0.0)
-    if low < 0 or high > 9:
+    if low < 0 or high > 9 or prompt.parser == "criteria":
         raise ConfigError(
-            f"prompt {prompt.spec} rates from {low:g} to {high:g}: `expectation` weighs scores of one digit",
-            fix="take a prompt with a scale between 0 and 9, or expectation: false",
+            f"`expectation` weighs single scores of one digit, and prompt {prompt.spec} asks for others",
+            fix="take a prompt for one score on a scale between 0 and 9, or expectation: false",
             code="E256",
         )
 

@@ -10,10 +10,11 @@ from engine.scoring.arithmetic import Linear, Product
 from engine.scoring.clusters import Cluster
 from engine.scoring.rating import Rating
 from engine.scoring.recorded import Recorded
+from engine.scoring.rules import Rules
 from engine.scoring.text import Length
 from engine.scoring.tokens import TokenScore
 
 AnyScore = Annotated[
-    Cluster | Length | Linear | Product | Rating | Recorded | TokenScore,
+    Cluster | Length | Linear | Product | Rating | Recorded | Rules | TokenScore,
     Field(discriminator="kind"),
 ]

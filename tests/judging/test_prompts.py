@@ -48,7 +48,9 @@ def mine(folder: Path, text: str) -> Prompt:
 
 def test_the_bundled_prompts():
     prompts = {f"{prompt.name}/v{prompt.version}": prompt for prompt in list_prompts()}
-    assert list(prompts) == ["pairwise/v1", "pairwise-scores/v1", "rating/v1", "rating-line/v1"]
+    assert {"pairwise/v1", "pairwise-scores/v1", "rating/v1", "rating-line/v1", "alpagasus/v1", "tegit/v1"} <= set(
+        prompts
+    )
     for spec, prompt in prompts.items():
         assert load_prompt(spec) == load_prompt(prompt.name) == prompt == pickle.loads(pickle.dumps(prompt))
         assert Path(prompt.path).parts[-2:] == (prompt.name, f"v{prompt.version}.j2")
@@ -64,6 +66,11 @@ def test_the_bundled_prompts():
         "additionalProperties": False,
     }
     assert rating.schema and rating.schema["properties"]["score"] == {"type": "number", "minimum": 0, "maximum": 5}
+    lift, wave = prompts["lift-quality/v1"], prompts["wavecoder/v1"]
+    assert lift.schema and lift.schema["required"] == ["accuracy", "explanation", "clarity", "difficulty"]
+    assert lift.schema["properties"]["clarity"] == {"type": "number", "minimum": 0, "maximum": 5}
+    assert wave.schema and wave.schema["required"] == [*dict(wave.rules), "overall"]
+    assert wave.schema["properties"]["imports"] == {"type": "string", "enum": ["yes", "no"]}
     assert prompts["pairwise-scores/v1"].schema is None and prompts["rating-line/v1"].schema is None
 
 
@@ -83,6 +90,22 @@ def test_rendered_data_comes_back_and_nothing_else_carries_the_code(prompt: Prom
     outside = BLOCK.sub("", text)
     assert "<<<" not in outside and "|im_end|" not in outside and "{{" not in outside
     assert '[{"role": "user", "content"' in text
+
+
+def test_rules_of_ones_own_replace_those_of_the_prompt_and_change_its_hash():
+    plain, mine = load_prompt("tegit"), load_prompt("tegit", "rules", {"short": "it is short", "b": "{{ 1 }}"})
+    assert mine.rules == (("short", "it is short"), ("b", "{{ 1 }}")) and mine.sha != plain.sha
+    assert "- short: it is short\n- b: {{ 1 }}\n" in mine.system and "grounded" not in mine.system
+    assert mine.schema and list(mine.schema["properties"]) == ["short", "b", "overall"]
+    assert load_prompt("tegit", "rules", {"b": "{{ 1 }}", "short": "it is short"}).sha != mine.sha
+
+
+@pytest.mark.parametrize("rules", ["[a]", "{}", "{overall: x}", "{A b: x}", "{a: ''}", "{a: 3}"])
+def test_wrong_rules(tmp_path, rules):
+    text = GOOD.replace("pairwise", "rules").replace("verdict\nlabels: [A, B]", f"checklist\nrules: {rules}")
+    with pytest.raises(ConfigError, match="rules") as error:
+        mine(tmp_path, text)
+    assert error.value.code == "E251" and error.value.where.endswith("mine.j2:8")
 
 
 def test_the_code_is_that_of_the_request():
