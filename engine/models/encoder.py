@@ -68,14 +68,7 @@ class Encoder:
     ) -> None:
         import torch
 
-        folder = resolve_model(model)
-        found = fingerprint(folder)
-        if weights not in ("", found):
-            raise EnvironmentProblem(
-                f"the encoder {model!r} has other files here ({found}) than where the run was started ({weights})",
-                fix="give every machine the same copy of the model, or put it on a path they share",
-                code="E321",
-            )
+        folder = checked_folder(model, weights)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         precision = resolve_precision(precision, self.device)
         self.tokenizer, self.model = _load(model, folder, getattr(torch, precision))
@@ -92,7 +85,7 @@ class Encoder:
             "max_tokens": max_tokens,
             "prefix": prefix,
             "precision": precision,
-            "weights": found,
+            "weights": fingerprint(folder),
         }
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -221,6 +214,22 @@ def resolve_model(model: str) -> str:
             f"there is no model folder {model!r}", fix="check the path; it must exist on every machine", code="E320"
         )
     return _download(model)
+
+
+def checked_folder(model: str, weights: str) -> str:
+    """The local folder of a model whose files have the fingerprint `weights`; "" accepts any.
+
+    Raises:
+        EnvironmentProblem: E320, the model is not here; E321, its files are others.
+    """
+    folder = resolve_model(model)
+    if weights not in ("", found := fingerprint(folder)):
+        raise EnvironmentProblem(
+            f"the model {model!r} has other files here ({found}) than where the run was started ({weights})",
+            fix="give every machine the same copy of the model, or put it on a path they share",
+            code="E321",
+        )
+    return folder
 
 
 def _download(model: str) -> str:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.batching import Batch, fixed_batches, pad_batch
 from engine.models.contexts import Contexts, Template
-from engine.models.encoder import BATCH_TOKENS, Precision, fingerprint, resolve_model, resolve_precision
+from engine.models.encoder import BATCH_TOKENS, Precision, checked_folder, resolve_precision
 from engine.models.threads import map_batches_on_cpu
 from engine.schema import ERROR, MESSAGES, PROMPT, RESPONSE, SYSTEM, TOOLS, VECTOR
 
@@ -93,13 +93,7 @@ class TokenScores:
     ) -> None:
         import torch
 
-        folder = resolve_model(model)
-        if weights not in ("", found := fingerprint(folder)):
-            raise EnvironmentProblem(
-                f"the model {model!r} has other files here ({found}) than where the run was started ({weights})",
-                fix="give every machine the same copy of the model, or put it on a path they share",
-                code="E321",
-            )
+        folder = checked_folder(model, weights)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         tokenizer, network = _load(model, folder, getattr(torch, resolve_precision(precision, self.device)))
         network.to(self.device)
