@@ -98,13 +98,14 @@ GENERATORS = {"transformers": TransformersGenerator, "recorded": RecordedAnswers
 JUDGES = {"embedding": EmbeddingJudge, "recorded": RecordedVerdicts}
 
 
-def build_generator(context: Context, config: Strict, index: PoolIndex) -> Backend | None:
-    """The generator, or None when the judge needs no answers."""
+def build_generator(context: Context, config: Strict, index: PoolIndex | None) -> Backend | None:
+    """The generator, or None when the judge needs no answers. Kind `neighbor` needs the index."""
     settings = config.model_dump()
     kind = settings.pop("kind")
     if kind == "none":
         return None
     if kind == "neighbor":
+        assert index is not None
         return Neighbor(context, index)
     if isinstance(config, OpenAIGeneratorConfig):
         return paid_generator(context.paid, config)
@@ -121,6 +122,12 @@ def build_judge(context: Context, config: Strict) -> Backend:
     if kind == "embedding":
         settings["encoder"] = context.encoder()
     return _resident(context, "judge", JUDGES[kind], settings, VERDICT_COLUMNS, identity)
+
+
+def backend_step(context: Context, name: str, backend: Backend, inputs: list[str]) -> Step:
+    """The step of a generator or judge; a number of its own after each `--retry-failed`."""
+    retry = context.paid.retries(name)
+    return context.step(name, {**backend.identity, **({"retry": retry} if retry else {})}, inputs)
 
 
 def pinned(kind: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,10 +11,19 @@ from engine.scoring.clusters import Cluster
 from engine.scoring.rating import Rating
 from engine.scoring.recorded import Recorded
 from engine.scoring.rules import Rules
+from engine.scoring.rewards import Reward
 from engine.scoring.text import Length
 from engine.scoring.tokens import TokenScore
 
 AnyScore = Annotated[
-    Cluster | Length | Linear | Product | Rating | Recorded | Rules | TokenScore,
+    Cluster
+    | Length
+    | Linear
+    | Product
+    | Rating
+    | Recorded
+    | Reward
+    | Rules
+    | TokenScore,
     Field(discriminator="kind"),
 ]
