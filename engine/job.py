@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,18 +17,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import psutil
 
-from engine.artifacts import Step
 from engine.baselines import compare_with_baselines
-from engine.config import DataConfig, RunConfig, budget_rows
+from engine.config import RunConfig, budget_rows
 from engine.config_template import dump_yaml
-from engine.data.ingest import Ingest, IngestOptions
 from engine.data.inputs import InputFile, resolve_inputs
-from engine.data.rows import Reject
 from engine.outputs import write_outputs
 from engine.paid.service import PaidRun
+from engine.pool import ingest
 from engine.recipes import load_recipe
 from engine.recipes.base import Context, Selection
 from engine.run_folder import METHODS
@@ -84,63 +79,6 @@ def execute(
     record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2}
     outputs.write_bytes("run.json", (json.dumps(record, indent=1) + "\n").encode())
     return summary
-
-
-def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[InputFile]) -> Step:
-    """Freezes the pool: the step `ingest`, its rejects in `rejected.jsonl` beside the parts.
-
-    Raises:
-        DataError: no row could be used.
-    """
-    data = config.data
-    settings = data.model_dump(exclude={"path"})
-    files = [[file.path, file.size_bytes, modified(file)] for file in inputs]
-    step = Step(store, "ingest", {**settings, "files": files})
-    record = step.record()
-    if record is not None:
-        runtime.observer.step_done("ingest", record.rows, 0.0, 0, reused=True)
-        return step
-    started = time.monotonic()
-    runtime.observer.step_started("ingest", 0)
-    options = ingest_options(data)
-    with tempfile.TemporaryFile() as rejects:
-
-        def on_reject(reject: Reject) -> None:
-            rejects.write((json.dumps(reject.to_dict(), ensure_ascii=True) + "\n").encode())
-
-        source = Ingest(inputs, options, on_reject)
-        done = step.committed()
-        for index, table in enumerate(source):
-            if index not in done:
-                step.commit(index, table)
-            runtime.observer.advance("ingest", table.num_rows)
-        rejects.seek(0)
-        store.write_bytes(f"{step.folder}/rejected.jsonl", rejects.read())
-    formats = {path: dataclasses.asdict(found) for path, found in source.formats.items()}
-    facts = {**source.counts.to_dict(), "formats": formats, "empty_files": source.empty_files}
-    record = step.finish(started=started, rows=source.counts.pool, extra=facts)
-    runtime.observer.step_done("ingest", record.rows, record.seconds, 0, reused=False)
-    return step
-
-
-def ingest_options(data: DataConfig) -> IngestOptions:
-    """How the input is read."""
-    return IngestOptions(
-        columns=data.columns,
-        format="" if data.format == "auto" else data.format,
-        source_column=data.source_column,
-        max_row_bytes=data.max_row_bytes,
-        part_rows=data.part_rows,
-    )
-
-
-def modified(file: InputFile) -> str:
-    """What tells two versions of a file apart without reading it: modification time, or the store's own tag."""
-    if "://" not in file.path:
-        return str(os.stat(file.path).st_mtime_ns)
-    fs, path = fsspec.core.url_to_fs(file.path)
-    facts = fs.info(path)
-    return str(next((facts[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(key)), ""))
 
 
 def summarize(

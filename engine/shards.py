@@ -172,6 +172,18 @@ class PoolShard:
         """The most similar other row of this shard for each query."""
         return nearest_rows(self.x_ND, self.rows_N, self.words_N, queries_QD, query_rows_Q, 1)
 
+    def nearest_to_part(self, vectors: Step, part: int, k: int) -> Nearest:
+        """The k most similar other rows of this shard for each row of a part of the vectors."""
+        table = vectors.read(part, [ROW, VECTOR])
+        queries_QD = vectors_from_arrow(table[VECTOR])
+        return nearest_rows(self.x_ND, self.rows_N, self.words_N, queries_QD, table[ROW].to_numpy(), k)
+
+    def nearest_free(self, queries_QD: np.ndarray, taken_M: np.ndarray, k: int) -> Nearest:
+        """The k rows of this shard most similar to each query, but for the rows taken."""
+        free_N = ~np.isin(self.rows_N, taken_M)
+        none_Q = np.full(len(queries_QD), -1)
+        return nearest_rows(self.x_ND, self.rows_N, self.words_N, queries_QD, none_Q, k, free_N)
+
     def write_scores(
         self,
         log: Sequence[Step],
@@ -297,6 +309,14 @@ class PoolIndex:
     def nearest(self, queries_QD: np.ndarray, query_rows_Q: np.ndarray) -> np.ndarray:
         """(Q,) row of the most similar other row of the pool."""
         return merge_nearest(self.group.call("nearest", queries_QD, query_rows_Q), 1).rows_Qk[:, 0]
+
+    def nearest_to_part(self, vectors: Step, part: int, k: int) -> Nearest:
+        """The k most similar other rows of the pool for each row of a part of the vectors."""
+        return merge_nearest(self.group.call("nearest_to_part", vectors, part, k), k)
+
+    def nearest_free(self, queries_QD: np.ndarray, taken_M: np.ndarray, k: int) -> Nearest:
+        """The k rows of the pool most similar to each query, but for the rows taken."""
+        return merge_nearest(self.group.call("nearest_free", queries_QD, taken_M, k), k)
 
     def write_scores(
         self, centroids_KD: np.ndarray, scores: Scores, alpha: float, similarity: str, target: Step

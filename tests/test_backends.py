@@ -15,11 +15,11 @@ from engine.backends import Neighbor, Resident, pinned
 from engine.config import PaidConfig
 from engine.data.inputs import resolve_inputs
 from engine.errors import DataError
-from engine.job import ingest
 from engine.local import LocalRuntime
 from engine.models.generators import TransformersGenerator
 from engine.models.recorded import RecordedAnswers
 from engine.paid.service import PaidRun
+from engine.pool import ingest
 from engine.recipes.base import Context
 from engine.runtime import Resources, StageSpec
 from engine.schema import ANSWER_COLUMNS

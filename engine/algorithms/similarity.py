@@ -160,6 +160,7 @@ def nearest_rows(
     queries_QD: np.ndarray,
     query_rows_Q: np.ndarray,
     k: int,
+    free_N: np.ndarray | None = None,
 ) -> Nearest:
     """The k rows of one shard most similar to each query, the query's own row excluded.
 
@@ -172,6 +173,7 @@ def nearest_rows(
         queries_QD: (Q, D) float16.
         query_rows_Q: (Q,) int64 row numbers of the queries, -1 for none.
         k: neighbours wanted, at least 1.
+        free_N: (N,) bool, rows that may be neighbours; all may when None.
 
     Returns:
         Nearest of this shard; `merge_nearest` joins shards.
@@ -183,7 +185,7 @@ def nearest_rows(
     check_vectors(queries_QD, "queries")
     blocks = []
     for start, stop, block_BD in float32_tiles(queries_QD, tile_rows=QUERY_BLOCK):
-        blocks.append(_nearest_block(x_ND, rows_N, id_words_N, block_BD, query_rows_Q[start:stop], k))
+        blocks.append(_nearest_block(x_ND, rows_N, id_words_N, block_BD, query_rows_Q[start:stop], k, free_N))
     return Nearest(*(np.concatenate(parts) for parts in zip(_missing(0, k), *blocks, strict=True)))
 
 
@@ -204,7 +206,13 @@ def _missing(num_queries: int, k: int) -> Nearest:
 
 
 def _nearest_block(
-    x_ND: np.ndarray, rows_N: np.ndarray, words_N: np.ndarray, block_BD: torch.Tensor, query_rows_B: np.ndarray, k: int
+    x_ND: np.ndarray,
+    rows_N: np.ndarray,
+    words_N: np.ndarray,
+    block_BD: torch.Tensor,
+    query_rows_B: np.ndarray,
+    k: int,
+    free_N: np.ndarray | None,
 ) -> Nearest:
     """`nearest_rows` for one padded block of queries, of which len(query_rows_B) are real."""
     import torch
@@ -215,6 +223,8 @@ def _nearest_block(
         scores_BT = torch.mm(block_BD, tile_TD.T)[:num_queries, : stop - start].contiguous()
         own_B, own_T = np.nonzero(query_rows_B[:, None] == rows_N[None, start:stop])
         scores_BT.numpy()[own_B, own_T] = -np.inf
+        if free_N is not None:
+            scores_BT.numpy()[:, ~free_N[start:stop]] = -np.inf
         # Everything at least as good as the k-th best of the tile and as the k-th best so far: ties are all kept.
         threshold_B = torch.topk(scores_BT, min(k, stop - start), dim=1).values[:, -1].numpy()
         threshold_B = np.maximum(threshold_B, best.similarity_Qk[:, -1])

@@ -21,7 +21,6 @@ from engine.config import RunConfig
 from engine.config_endpoint import EndpointConfig, OpenAIGeneratorConfig, OpenAIJudgeConfig
 from engine.data.ingest import Ingest
 from engine.data.inputs import resolve_inputs
-from engine.job import ingest_options
 from engine.judging.prompts import load_prompt
 from engine.models.recorded import RecordedAnswers
 from engine.paid.batch_files import BatchClient, Missing
@@ -38,6 +37,7 @@ from engine.paid.stages import (
     judge_settings,
 )
 from engine.paid.standing import standing
+from engine.pool import ingest_options
 from engine.recipes.iterselect import diverse_rows
 from engine.schema import (  # fmt: skip
     ANSWER,

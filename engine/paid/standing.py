@@ -18,9 +18,9 @@ from engine.config import RunConfig, budget_rows
 from engine.data.inputs import resolve_inputs
 from engine.errors import TooManyFailures
 from engine.events import Observer
-from engine.job import ingest
 from engine.labelling import label_rounds
 from engine.paid.service import PaidRun
+from engine.pool import ingest
 from engine.recipes.base import Context
 from engine.recipes.iterselect import diverse_subset
 from engine.runtime import Resources, StageSpec

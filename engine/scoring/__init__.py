@@ -9,21 +9,26 @@ from pydantic import Field
 from engine.scoring.arithmetic import Linear, Product
 from engine.scoring.clusters import Cluster
 from engine.scoring.rating import Rating
+from engine.scoring.neighbours import KnnDistance
 from engine.scoring.recorded import Recorded
 from engine.scoring.rules import Rules
 from engine.scoring.rewards import Reward
-from engine.scoring.text import Length
+from engine.scoring.targets import TargetSimilarity
+from engine.scoring.text import Length, Mtld
 from engine.scoring.tokens import TokenScore
 
 AnyScore = Annotated[
     Cluster
+    | KnnDistance
     | Length
     | Linear
+    | Mtld
     | Product
     | Rating
     | Recorded
     | Reward
     | Rules
+    | TargetSimilarity
     | TokenScore,
     Field(discriminator="kind"),
 ]
