@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.artifacts import Step
-from engine.config import budget_rows
 from engine.errors import DataError
 from engine.paid.passes import PaidPass
 from engine.recipes.base import Context, Selection
 from engine.schema import canonical_json
 from engine.scoring.base import Derived, Measured
 from engine.scoring.table import score_table
-from engine.selecting.base import ByScore, Narrowing, Selector, Sized
+from engine.selecting.base import ByScore, Narrowing, Selector, Sized, run_chain
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,9 @@ def run_composition(context: Context, composition: Composition) -> Selection:
         DataError: E470, no row of the pool can be chosen.
     """
     scores = score_table(context, composition.scores)
-    narrowing = Narrowing.start(context, scores)
-    for number, selector in enumerate(composition.select):
-        last = number == len(composition.select) - 1
-        narrowing = selector.narrow(
-            narrowing.followed_by(selector), context.budget if last else rows_of(context, selector)
-        )
-        if not narrowing.num_left:
-            raise no_row_left(narrowing, selector, scores)
+    narrowing, last = run_chain(Narrowing.start(context, scores), composition.select, context.budget)
+    if not narrowing.num_left:
+        raise no_row_left(narrowing, last, scores)
     order_I = narrowing.order_I
     assert order_I is not None
     if len(order_I) < context.budget:
@@ -112,17 +106,6 @@ def run_composition(context: Context, composition: Composition) -> Selection:
     last = composition.select[-1]
     score = last.by if isinstance(last, ByScore) else None
     return Selection(selected, scores, "not selected", narrowing.out_table(), composition.facts, score)
-
-
-def rows_of(context: Context, selector: Selector) -> int:
-    """Rows that a selector before the last one leaves; a condition leaves any number.
-
-    Raises:
-        ConfigError: E221, more than the pool has.
-    """
-    if not isinstance(selector, Sized) or selector.rows is None:
-        return context.pool_rows
-    return budget_rows(selector.rows, context.pool_rows)
 
 
 def no_row_left(narrowing: Narrowing, selector: Selector, scores: Step) -> DataError:

@@ -106,6 +106,7 @@ def summarize(
         "baselines": baselines,
         "judge": selection.facts.get("judge"),
         "score": selection.score,
+        "rule": selection.facts.get("rule"),
         "seconds": round(seconds, 2),
         "next_commands": [
             [

@@ -19,7 +19,7 @@ from engine.schema import seeded_hash
 Rule = Literal["equal", "proportional"]
 
 
-def cluster_quotas(counts_K: np.ndarray, total: int, rule: Rule) -> np.ndarray:
+def cluster_quotas(counts_K: np.ndarray, total: int, rule: Rule, least: int = 0) -> np.ndarray:
     """Rows to draw from each cluster, summing to min(total, sum(counts_K)).
 
     "equal" fills every cluster to the same level, the overflow of small ones going to the others (waterfilling; rare
@@ -29,6 +29,8 @@ def cluster_quotas(counts_K: np.ndarray, total: int, rule: Rule) -> np.ndarray:
         counts_K: (K,) int64 rows there are, none negative.
         total: rows wanted, not negative.
         rule: "equal" or "proportional".
+        least: with "proportional": rows that a cluster of a smaller share gives nevertheless, as far as it has them;
+            nothing where even these are more than `total`.
 
     Returns:
         (K,) int64, each at most its count.
@@ -46,6 +48,9 @@ def cluster_quotas(counts_K: np.ndarray, total: int, rule: Rule) -> np.ndarray:
     available = int(counts_K.sum())
     if total >= available:
         return counts_K.copy()
+    least_K = np.minimum(counts_K, least)
+    if rule == "proportional" and 0 < least_K.sum() <= total:
+        return _with_least(counts_K, total, least_K)
     if rule == "equal":
         low, high = 0, int(counts_K.max())  # the highest level whose quotas fit in `total`
         while low < high:
@@ -60,6 +65,20 @@ def cluster_quotas(counts_K: np.ndarray, total: int, rule: Rule) -> np.ndarray:
         leftover_order = sorted(range(len(exact)), key=lambda cluster: (-remainders[cluster], cluster))
     quotas_K[leftover_order[: total - int(quotas_K.sum())]] += 1
     return quotas_K
+
+
+def _with_least(counts_K: np.ndarray, total: int, least_K: np.ndarray) -> np.ndarray:
+    """Proportional quotas of at least `least_K`: clusters whose share is less get that, the others share the rest."""
+    short_K = np.zeros(len(counts_K), dtype=bool)
+    while True:
+        left_K = np.where(short_K, 0, counts_K)
+        quotas_K = np.where(
+            short_K, least_K, cluster_quotas(left_K, total - int(least_K[short_K].sum()), "proportional")
+        )
+        more_K = quotas_K < least_K
+        if not more_K.any():
+            return quotas_K
+        short_K |= more_K
 
 
 def smallest_per_group(groups_N: np.ndarray, keys_N: np.ndarray, quotas_K: np.ndarray) -> np.ndarray:

@@ -25,6 +25,11 @@ RECIPES = {
     "facility_location": "engine.recipes.facility_location",
     "dq": "engine.recipes.dq",
     "coreset": "engine.recipes.coreset",
+    "instructmining": "engine.recipes.instructmining",
+    "instructiongpt4": "engine.recipes.instructiongpt4",
+    "mods": "engine.recipes.mods",
+    "rds_plus": "engine.recipes.rds_plus",
+    "kmq": "engine.recipes.kmq",
     "compose": "engine.recipes.compose",
 }
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from engine.scoring.arithmetic import Linear, Product
+from engine.scoring.arithmetic import Linear, Product, Weight
 from engine.scoring.clusters import Cluster
 from engine.scoring.rating import Rating
 from engine.scoring.neighbours import KnnDistance
@@ -29,6 +29,7 @@ AnyScore = Annotated[
     | Reward
     | Rules
     | TargetSimilarity
-    | TokenScore,
+    | TokenScore
+    | Weight,
     Field(discriminator="kind"),
 ]

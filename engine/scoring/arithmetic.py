@@ -53,3 +53,23 @@ class Linear(Derived):
         for name, weight in self.weights.items():
             total_N = total_N + weight * columns_of(table, [name])[0]
         return finite(total_N)
+
+
+class Weight(Derived):
+    """A score as a positive weight to draw rows by; a reward or a perplexity is none."""
+
+    kind: Literal["weight"] = "weight"
+    of: str = Field(description="Name of the score")
+    form: Literal["logistic", "reciprocal"] = Field(
+        default="logistic",
+        description="logistic: 1 / (1 + exp(-score)), for rewards; reciprocal: 1 / score, for perplexities",
+    )
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return (self.of,)
+
+    def derive(self, table: pa.Table) -> pa.Array:
+        values_N = columns_of(table, [self.of])[0]
+        with np.errstate(over="ignore", divide="ignore"):
+            return finite(1.0 / (1.0 + np.exp(-values_N)) if self.form == "logistic" else 1.0 / values_N)

@@ -8,9 +8,24 @@ from pydantic import Field
 
 from engine.selecting.groups import Quota
 from engine.selecting.ranks import Keep, Middle, Sample, Top
+from engine.selecting.targets import RoundRobin
+from engine.selecting.unions import Union
 from engine.selecting.vectors import Diverse, FacilityLocation, GraphCut, Herding, KCenter
 
 AnySelector = Annotated[
-    Diverse | FacilityLocation | GraphCut | Herding | KCenter | Keep | Middle | Quota | Sample | Top,
+    Diverse
+    | FacilityLocation
+    | GraphCut
+    | Herding
+    | KCenter
+    | Keep
+    | Middle
+    | Quota
+    | RoundRobin
+    | Sample
+    | Top
+    | Union,
     Field(discriminator="kind"),
 ]
+
+Union.model_rebuild(_types_namespace={"AnySelector": AnySelector})  # its chains are of any selectors

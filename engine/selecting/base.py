@@ -20,6 +20,7 @@ from pydantic import Field
 
 from engine.algorithms.ranking import top_rows
 from engine.artifacts import Step, take_rows
+from engine.config import budget_rows
 from engine.config_base import Strict
 from engine.paid.passes import PaidPass
 from engine.recipes.base import Context
@@ -197,3 +198,27 @@ class ByScore(Sized):
         """As `Value`."""
         sign = 1.0 if self.order == "highest" else -1.0
         return sign * table[self.by].to_numpy().astype(np.float64)
+
+
+def run_chain(narrowing: Narrowing, selectors: Sequence[Selector], num: int) -> tuple[Narrowing, Selector]:
+    """Selectors one after another, until none is left or a selector leaves nothing.
+
+    Args:
+        selectors: at least one.
+        num: rows that the last one leaves, unless it says so itself.
+
+    Returns:
+        (what is left, the selector that narrowed last).
+
+    Raises:
+        ConfigError: E221, more rows are wanted than the pool has.
+    """
+    for number, selector in enumerate(selectors):
+        last = number == len(selectors) - 1
+        wanted = num if last else narrowing.context.pool_rows
+        if isinstance(selector, Sized) and selector.rows is not None:
+            wanted = budget_rows(selector.rows, narrowing.context.pool_rows)
+        narrowing = selector.narrow(narrowing.followed_by(selector), wanted)
+        if not narrowing.num_left:
+            break
+    return narrowing, selector  # pyright: ignore[reportPossiblyUnboundVariable]

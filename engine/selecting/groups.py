@@ -26,6 +26,7 @@ class Quota(Sized):
     share: Literal["proportional", "equal"] = Field(
         default="proportional", description="Rows of a group: in proportion to its size, or as many as any other's"
     )
+    at_least: int = Field(default=0, ge=0, description="Rows that every group gives, however small its share is")
     by: str | None = Field(default=None, description="Score that rows are taken by within a group")
     take: Literal["highest", "lowest", "weighted", "random"] = Field(
         default="highest", description="Which rows of a group; weighted: drawn in proportion to the score"
@@ -43,7 +44,9 @@ class Quota(Sized):
         for _, groups in self._groups(narrowing):
             counts.update(groups)
         names = sorted(counts)
-        quotas_K = cluster_quotas(np.array([counts[name] for name in names], dtype=np.int64), num, self.share)
+        quotas_K = cluster_quotas(
+            np.array([counts[name] for name in names], dtype=np.int64), num, self.share, self.at_least
+        )
         place = {name: k for k, name in enumerate(names)}
         none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.uint64)
         rows_I, groups_I, values_I, words_I = none
