@@ -225,13 +225,30 @@ def _conversation(messages: list[Message], tools: list[Any] | None) -> Conversat
     system = messages[0]["content"] or "" if messages[0]["role"] == "system" else ""
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     _check_order(turns)
-    before = turns[:-1]
+    prompt, response = prompt_and_response(turns)
+    users = sum(message["role"] == "user" for message in turns[:-1])
+    return Conversation(system, prompt, response, users, messages, tools)
+
+
+def prompt_and_response(messages: list[Message]) -> tuple[str, str]:
+    """The last message as text, and all before it: one message as it is, several as a line of role and text each."""
+    *before, last = messages
     if len(before) == 1:
-        prompt = before[0]["content"]
-    else:
-        prompt = "\n".join(f"{message['role']}: {_spoken(message)}" for message in before)
-    users = sum(message["role"] == "user" for message in before)
-    return Conversation(system, prompt, _spoken(turns[-1]), users, messages, tools)
+        return before[0]["content"], _spoken(last)
+    return "\n".join(f"{message['role']}: {_spoken(message)}" for message in before), _spoken(last)
+
+
+def split_turns(messages: list[Message]) -> list[tuple[str, str]]:
+    """(prompt, response) of every turn: a user message, what follows up to the answer, and the answer.
+
+    Args:
+        messages: a row's `messages`, parsed; a system message belongs to no turn.
+    """
+    starts = [k for k, message in enumerate(messages) if message["role"] == "user"]
+    return [
+        prompt_and_response(messages[start:end])
+        for start, end in zip(starts, [*starts[1:], len(messages)], strict=True)
+    ]
 
 
 # Who may speak after whom; "call" is an assistant message with tool calls.

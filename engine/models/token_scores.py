@@ -22,10 +22,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.batching import Batch, fixed_batches, pad_batch
+from engine.models.causal import CausalModel
 from engine.models.contexts import Contexts, Template
-from engine.models.encoder import BATCH_TOKENS, Precision, checked_folder, resolve_precision
+from engine.models.encoder import BATCH_TOKENS, Precision
 from engine.models.threads import map_batches_on_cpu
 from engine.schema import ERROR, MESSAGES, PROMPT, RESPONSE, SYSTEM, TOOLS, VECTOR
 
@@ -40,10 +40,6 @@ TOKEN_SCORE_COLUMNS = [
     pa.field(TOKENS_CUT, pa.int32()),  # tokens of the response that did not fit and were not scored
     pa.field(ERROR, pa.large_string()),  # why a row has no score; its other columns are null
 ]
-
-# Float32 logits of one chunk, in bytes; torch holds about three arrays of this size, per thread.
-LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
-_MOST_CHUNK_POSITIONS = {"cpu": 256, "cuda": 4096}
 
 
 class Tokens(NamedTuple):
@@ -74,9 +70,8 @@ class TokenScores:
             FixedSizeList<float16>[D] (Cherry, step 1), null in error rows.
 
     Raises:
-        EnvironmentProblem: E320, the model cannot be loaded; E321, it is not the one of `weights`.
-        ConfigError: E230, the tokenizer has no token to start with; E233, not a causal model, or logits made in a
-            way that is not known here.
+        EnvironmentProblem, ConfigError: as `CausalModel`.
+        ConfigError: E230, the tokenizer has no token to start with.
     """
 
     columns_in: ClassVar[tuple[str, ...]] = (MESSAGES, TOOLS, SYSTEM, PROMPT, RESPONSE)
@@ -91,17 +86,10 @@ class TokenScores:
         weights: str = "",
         hidden: bool = False,
     ) -> None:
-        import torch
-
-        folder = checked_folder(model, weights)
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        tokenizer, network = _load(model, folder, getattr(torch, resolve_precision(precision, self.device)))
-        network.to(self.device)
-        self.contexts = Contexts(tokenizer, template)
-        self.body, self.head, self.hidden = network.base_model, Head(network, self.device), hidden
-        positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-        self.max_tokens = min(max_tokens, positions or max_tokens)
-        _check_model(model, network, self.head)
+        model_here = CausalModel(model, precision, device, weights)
+        self.device, self.body, self.head = model_here.device, model_here.body, model_here.head
+        self.contexts, self.hidden = Contexts(model_here.tokenizer, template), hidden
+        self.max_tokens = model_here.window(max_tokens)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """N rows with `columns_in`; returns `TOKEN_SCORE_COLUMNS`, with `vector` before `error` if asked for."""
@@ -195,89 +183,3 @@ class TokenScores:
         inside_BL = torch.arange(state_BLD.shape[1], device=self.device) < length_B[:, None]
         mean_BD = (state_BLD.float() * inside_BL[:, :, None]).sum(1) / length_B[:, None]
         return torch.nn.functional.normalize(mean_BD, dim=1).half()[: len(lengths)].cpu().numpy()
-
-
-class Head:
-    """From hidden states to token NLL, without ever holding the logits of more than one chunk.
-
-    The weights are held in float32, since logits of eight bits would be wrong by hundredths of a nat.
-
-    Args:
-        network: causal language model of transformers.
-        device: "cpu" or "cuda".
-    """
-
-    def __init__(self, network: Any, device: str) -> None:
-        layer, config = network.get_output_embeddings(), network.config.get_text_config()
-        self.weight_VD: Any = layer.weight.detach().float()
-        self.bias_V: Any = None if getattr(layer, "bias", None) is None else layer.bias.detach().float()
-        # Gemma caps its logits, Cohere multiplies and Granite divides them.
-        self.cap = getattr(config, "final_logit_softcapping", None)
-        self.scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        fitting = LOGIT_BYTES[device] // (4 * len(self.weight_VD))
-        self.chunk = max(1, min(fitting, _MOST_CHUNK_POSITIONS[device]))
-
-    def logits(self, state_TD: Any) -> Any:
-        """(T, V) float32 logits of (T, D) hidden states."""
-        import torch
-
-        logits_TV = torch.nn.functional.linear(state_TD.float(), self.weight_VD, self.bias_V)
-        if self.scale != 1.0:
-            logits_TV *= self.scale
-        return self.cap * torch.tanh(logits_TV / self.cap) if self.cap else logits_TV
-
-    def nll(self, state_PD: Any, targets_P: Any) -> Any:
-        """(P,) float32 -log p(target | state), in chunks of one fixed shape, the last one filled up with zeros."""
-        import torch
-
-        missing = -len(state_PD) % self.chunk
-        states = torch.nn.functional.pad(state_PD, (0, 0, 0, missing)).split(self.chunk)
-        targets = torch.nn.functional.pad(targets_P, (0, missing)).split(self.chunk)
-        found = []
-        for state_TD, target_T in zip(states, targets, strict=True):
-            logits_TV = self.logits(state_TD)
-            found.append(logits_TV.logsumexp(1) - logits_TV.gather(1, target_T[:, None])[:, 0])
-        return torch.cat(found)[: len(state_PD)]
-
-
-def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
-    """Tokenizer and causal language model in evaluation mode."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cannot load the language model {model!r}",
-            where=folder,
-            why=str(error).splitlines()[0],
-            fix="it needs config.json, a tokenizer and safetensors weights of a causal model in transformers",
-            code="E320",
-        ) from error
-    return tokenizer, network.eval()
-
-
-def _check_model(model: str, network: Any, head: Head) -> None:
-    """Compares our way to the logits with the model's own, and looks whether it reads ahead."""
-    import torch
-
-    ids_2L = torch.arange(16).reshape(2, 8).remainder(len(head.weight_VD)).to(network.device)
-    ids_2L[1, :-1] = ids_2L[0, :-1]
-    with torch.inference_mode():
-        own_2LV = network(input_ids=ids_2L, use_cache=False).logits.float()
-        ours_2LV = head.logits(network.base_model(input_ids=ids_2L, use_cache=False).last_hidden_state)
-    largest = float(own_2LV.abs().max())
-    why = ""
-    if float((own_2LV[0, :-1] - own_2LV[1, :-1]).abs().max()) > 1e-3 * largest:
-        why = "a later token changes what it predicts for earlier ones, so it is not a causal language model"
-    elif float((own_2LV - ours_2LV).abs().max()) > 0.02 * largest:  # its own may be rounded to eight bits
-        why = "its logits are not its output layer on its last hidden state"
-    if why:
-        raise ConfigError(
-            f"token scores cannot be computed with {model!r}", why=why, fix="choose another model", code="E233"
-        )

@@ -140,9 +140,9 @@ def test_chunks_of_logits_are_of_one_size_and_do_not_matter(tiny: str, monkeypat
 
 def test_a_large_vocabulary_makes_small_chunks(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = len(transformers.AutoTokenizer.from_pretrained(tiny))
-    monkeypatch.setattr("engine.models.token_scores.LOGIT_BYTES", {"cpu": 4 * vocabulary * 5 + 3})
+    monkeypatch.setattr("engine.models.causal.LOGIT_BYTES", {"cpu": 4 * vocabulary * 5 + 3})
     assert TokenScores(tiny, device="cpu").head.chunk == 5
-    monkeypatch.setattr("engine.models.token_scores.LOGIT_BYTES", {"cpu": 1})
+    monkeypatch.setattr("engine.models.causal.LOGIT_BYTES", {"cpu": 1})
     assert TokenScores(tiny, device="cpu").head.chunk == 1
 
 
