@@ -1,13 +1,15 @@
-"""What the methods that stand on token log-probabilities share: the pass of a language model over the pool.
+"""What the methods that stand on a causal language model share: its settings, and a pass of it over the pool.
 
-The pass is one step, `steps/token_scores-<8 hex>`, known by the pool, the model and how texts are laid out, so methods
-that agree on these share it. What a method adds is arithmetic on its columns. It knows no method.
+A pass is one step, such as `steps/token_scores-<8 hex>`, known by the pool, the model and how texts are laid out, so
+methods that agree on these share it. What a method adds is arithmetic on its columns. It knows no method.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import Field
 
 from engine.artifacts import Step
@@ -17,8 +19,8 @@ from engine.recipes.base import Context
 from engine.runtime import StageSpec
 
 
-class LanguageModelConfig(Strict):
-    """Settings of the pass. Two scores with the same ones share it."""
+class CausalModelConfig(Strict):
+    """Which model, and how it is computed."""
 
     model: str = Field(
         default="openai-community/gpt2", description="Causal language model that reads the pool: path or id"
@@ -26,12 +28,17 @@ class LanguageModelConfig(Strict):
     max_tokens: int = Field(
         default=1024, ge=8, description="Longest prompt plus response; a longer response is cut, at its end"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the processor has it; logits are float32 in any case"
+    )
+
+
+class LanguageModelConfig(CausalModelConfig):
+    """Settings of the pass `token_scores`. Two scores with the same ones share it."""
+
     template: Literal["chat", "alpaca", "plain"] = Field(
         default="chat",
         description="How prompt and response become one text; chat: the model's own template, plain if it has none",
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where the processor has it; logits are float32 in any case"
     )
 
     def shared(self) -> dict[str, Any]:
@@ -39,31 +46,60 @@ class LanguageModelConfig(Strict):
         return {name: getattr(self, name) for name in LanguageModelConfig.model_fields}
 
 
-def token_scores(context: Context, config: LanguageModelConfig) -> Step:
-    """The step `token_scores`, parallel to the pool's parts: `row` and TOKEN_SCORE_COLUMNS.
+def model_pass(
+    context: Context,
+    name: str,
+    factory: Any,
+    columns_out: Sequence[pa.Field],
+    config: CausalModelConfig,
+    further: Mapping[str, Any],
+    inputs: Mapping[str, Step] | None = None,
+) -> Step:
+    """A pass of a language model over the pool: the step `name`, parallel to the pool's parts.
+
+    Args:
+        factory: the stage; takes model, max_tokens, precision, device, weights, and what follows.
+        further: its other arguments, JSON-able.
+        inputs: steps among its arguments, by name.
 
     Raises:
         EnvironmentProblem: E320, the model is not here.
         TooManyFailures: E600, more rows than `max_failed` have no score.
     """
     from engine.models.encoder import resolve_precision
-    from engine.models.token_scores import TOKEN_SCORE_COLUMNS, TokenScores
 
     # A GPU rounds differently, so the device is part of what is hashed.
     device = "cuda" if context.config.runtime.gpus else "cpu"
-    names = ("model", "max_tokens", "template")
-    chosen = {**{name: getattr(config, name) for name in names}, "device": device}
+    chosen = {"model": config.model, "max_tokens": config.max_tokens, **further, "device": device}
     chosen["precision"] = resolve_precision(config.precision, device)
-    settings, identity = pinned("token_scores", chosen)
-    target = context.step("token_scores", identity, [context.pool.fingerprint])
+    settings, identity = pinned(name, chosen)
+    steps = dict(inputs or {})
+    fingerprints = [step.fingerprint for step in steps.values()]
+    target = context.step(name, identity, [context.pool.fingerprint, *fingerprints])
     stage = StageSpec(
-        name="token_scores",
-        factory=TokenScores,
-        kwargs={**settings, "weights": identity["model"]},
-        columns_in=TokenScores.columns_in,
-        columns_out=TOKEN_SCORE_COLUMNS,
+        name=name,
+        factory=factory,
+        kwargs={**settings, "weights": identity["model"], **steps},
+        columns_in=factory.columns_in,
+        columns_out=columns_out,
         resources=context.resources(),
     )
     record = context.runtime.map_parts(stage, context.pool, target)
     context.check_failures(target.folder, record.failed, record.rows)
     return target
+
+
+def token_scores(context: Context, config: LanguageModelConfig) -> Step:
+    """The step `token_scores`: `row` and TOKEN_SCORE_COLUMNS. Raises: as `model_pass`."""
+    from engine.models.token_scores import TOKEN_SCORE_COLUMNS, TokenScores
+
+    template = {"template": config.template}
+    return model_pass(context, "token_scores", TokenScores, TOKEN_SCORE_COLUMNS, config, template)
+
+
+def digits(context: Context, config: CausalModelConfig, prompt: Mapping[str, Any], template: str, turns: str) -> Step:
+    """The step `digits`: `row` and DIGIT_COLUMNS. Raises: as `model_pass`."""
+    from engine.models.digit_scores import DIGIT_COLUMNS, DigitScores
+
+    further = {"prompt": dict(prompt), "template": template, "turns": turns}
+    return model_pass(context, "digits", DigitScores, DIGIT_COLUMNS, config, further)

@@ -173,7 +173,7 @@ def load_prompt(spec: str, kind: str | None = None, rules: Mapping[str, str] | N
         ConfigError: E250 no such prompt or file; E251 front matter; E252 sections; E253 template; E254 a field is not
             used as it must be; E255 not of the wanted `kind`. With file:line.
     """
-    prompt = _load(_find(spec), rules)
+    prompt = _load(find_prompt(spec), rules)
     if kind is not None and prompt.kind != kind:
         fits = ", ".join(one.spec for one in list_prompts() if one.kind == kind)
         raise ConfigError(
@@ -188,17 +188,22 @@ def list_prompts() -> list[Prompt]:
     return sorted(prompts, key=lambda prompt: (prompt.name, prompt.version))
 
 
-def _find(spec: str) -> Path:
+def find_prompt(spec: str, folder: Path = _FOLDER, suffix: str = ".j2") -> Path:
+    """The file of a prompt in a folder of `<name>/v<N>` files, by "name/v1", by "name" or by its own path.
+
+    Raises:
+        ConfigError: E250, there is none.
+    """
     named = re.fullmatch(r"([a-z0-9-]+)(?:/v(\d+))?", spec)
     if named:
-        versions = {int(path.stem[1:]): path for path in _FOLDER.glob(f"{named[1]}/v*.j2")}
+        versions = {int(path.stem[1:]): path for path in folder.glob(f"{named[1]}/v*{suffix}")}
         wanted = int(named[2]) if named[2] else max(versions, default=0)
         if wanted in versions:
             return versions[wanted]
     path = Path(spec).expanduser()
     if path.is_file():
         return path
-    known = sorted(str(path.relative_to(_FOLDER).with_suffix("")) for path in _FOLDER.glob("*/v*.j2"))
+    known = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob(f"*/v*{suffix}"))
     close = difflib.get_close_matches(spec, known, 1)
     guess = f"did you mean {close[0]!r}? " if close else ""
     fix = f"{guess}prompts: {', '.join(known)}; or the path of a file"

@@ -79,7 +79,7 @@ class Contexts:
             jinja2.TemplateError, ValueError, TypeError: the chat template refuses the conversation.
         """
         if self.template == "chat":
-            text = self._render(json.loads(messages)[:-1], json.loads(tools) if tools else None, opened=True)
+            text = self.render(json.loads(messages)[:-1], json.loads(tools) if tools else None)
             return self.encode(text) or self.alone
         if self.template == "alpaca":
             text = f"{system or _ALPACA_OPENING}\n\n### Instruction:\n{prompt}\n\n{_ALPACA_MARKER}"
@@ -87,7 +87,12 @@ class Contexts:
             text = "".join(f"{part}\n" for part in (system, prompt) if part)
         return [*self.start, *self.encode(text)] or self.alone
 
-    def _render(self, turns: list[Any], tools: Any, opened: bool) -> str:
+    def render(self, turns: list[Any], tools: Any = None, opened: bool = True) -> str:
+        """Messages in the model's chat template; `opened`: up to where the assistant's answer begins.
+
+        Raises:
+            jinja2.TemplateError, ValueError, TypeError: the template refuses them.
+        """
         return self.tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=opened, tokenize=False)
 
     def _opening(self) -> tuple[list[int], str]:
@@ -96,7 +101,7 @@ class Contexts:
 
         turns = [{"role": "user", "content": "x"}]
         try:
-            closed, opened = (self._render(turns, None, opened=flag) for flag in (False, True))
+            closed, opened = (self.render(turns, opened=flag) for flag in (False, True))
         except (TemplateError, ValueError, TypeError) as error:
             raise ConfigError(
                 "the chat template cannot write a single user message",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,6 +21,11 @@ def columns_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
 def finite(values_N: np.ndarray) -> pa.Array:
     """Null in place of nan and infinities."""
     return pa.array(values_N, mask=~np.isfinite(values_N))
+
+
+def added(x_SN: np.ndarray) -> np.ndarray:
+    """(N,) sums over the first axis, term by term, so with the same bits for any N."""
+    return functools.reduce(np.add, x_SN)
 
 
 class Product(Derived):
@@ -55,6 +61,7 @@ class Linear(Derived):
         return finite(total_N)
 
 
+<<<<<<< HEAD
 class Weight(Derived):
     """A score as a positive weight to draw rows by; a reward or a perplexity is none."""
 
@@ -73,3 +80,22 @@ class Weight(Derived):
         values_N = columns_of(table, [self.of])[0]
         with np.errstate(over="ignore", divide="ignore"):
             return finite(1.0 / (1.0 + np.exp(-values_N)) if self.form == "logistic" else 1.0 / values_N)
+=======
+class Agreement(Derived):
+    """The mean of several ratings of one thing, lowered where they disagree, as SelectIT's sentence level
+    (arXiv 2402.16705): mean / (1 + alpha * std), std over all of them (not the sample estimate)."""
+
+    kind: Literal["agreement"] = "agreement"
+    of: list[str] = Field(min_length=1, description="Names of the scores")
+    alpha: float = Field(default=0.2, ge=0.0, description="Weight of their standard deviation")
+
+    @property
+    def reads(self) -> Sequence[str]:
+        return self.of
+
+    def derive(self, table: pa.Table) -> pa.Array:
+        x_SN = columns_of(table, self.of)
+        mean_N = added(x_SN) / len(x_SN)
+        std_N = np.sqrt(added((x_SN - mean_N) ** 2) / len(x_SN))
+        return finite(mean_N / (1.0 + self.alpha * std_N))
+>>>>>>> e614868 (Digit logits: ratings read off a language model's next token, with versioned prompts; per-turn scores; agreement of several)
