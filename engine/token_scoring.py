@@ -32,6 +32,10 @@ class CausalModelConfig(Strict):
         default="auto", description="auto: bfloat16 where the processor has it; logits are float32 in any case"
     )
 
+    def taken_by(self, score: type[Strict]) -> dict[str, Any]:
+        """The settings that a score has too, by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in score.model_fields}
+
 
 class LanguageModelConfig(CausalModelConfig):
     """Settings of the pass `token_scores`. Two scores with the same ones share it."""
@@ -103,3 +107,11 @@ def digits(context: Context, config: CausalModelConfig, prompt: Mapping[str, Any
 
     further = {"prompt": dict(prompt), "template": template, "turns": turns}
     return model_pass(context, "digits", DigitScores, DIGIT_COLUMNS, config, further)
+
+
+def one_shot(context: Context, config: CausalModelConfig, anchors: Step, anchor_tokens: int, template: str) -> Step:
+    """The step `one_shot`: `row` and ONE_SHOT_COLUMNS. Raises: as `model_pass`."""
+    from engine.models.one_shot import ONE_SHOT_COLUMNS, OneShotScores
+
+    further = {"anchor_tokens": anchor_tokens, "template": template}
+    return model_pass(context, "one_shot", OneShotScores, ONE_SHOT_COLUMNS, config, further, {"anchors": anchors})

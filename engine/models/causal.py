@@ -9,6 +9,8 @@ Shape letters: D width of the model, P scored positions, T positions of a chunk,
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError, EnvironmentProblem
@@ -55,6 +57,21 @@ class CausalModel:
     def window(self, max_tokens: int) -> int:
         """`max_tokens`, lowered to the positions the model has."""
         return min(max_tokens, self._positions or max_tokens)
+
+
+def count_parameters(model: str) -> int:
+    """Numbers in a model's weights, from the headers of its files.
+
+    Raises:
+        EnvironmentProblem: E320, the model is not here.
+    """
+    from safetensors import safe_open
+
+    shapes = []
+    for file in sorted(Path(resolve_model(model)).glob("*.safetensors")):
+        with safe_open(file, "numpy") as tensors:
+            shapes += [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    return sum(math.prod(shape) for shape in shapes)
 
 
 class Head:

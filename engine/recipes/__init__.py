@@ -20,6 +20,8 @@ RECIPES = {
     "ifd": "engine.recipes.ifd",
     "superfiltering": "engine.recipes.superfiltering",
     "perplexity": "engine.recipes.perplexity",
+    "selectit": "engine.recipes.selectit",
+    "nuggets": "engine.recipes.nuggets",
     "kcenter": "engine.recipes.kcenter",
     "herding": "engine.recipes.herding",
     "facility_location": "engine.recipes.facility_location",

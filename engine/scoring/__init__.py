@@ -6,16 +6,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-<<<<<<< HEAD
-from engine.scoring.arithmetic import Linear, Product, Weight
+from engine.scoring.arithmetic import Agreement, Linear, Product, Weight
 from engine.scoring.clusters import Cluster
 from engine.scoring.rating import Rating
 from engine.scoring.neighbours import KnnDistance
-=======
-from engine.scoring.arithmetic import Agreement, Linear, Product
-from engine.scoring.clusters import Cluster
 from engine.scoring.digits import Digits
->>>>>>> e614868 (Digit logits: ratings read off a language model's next token, with versioned prompts; per-turn scores; agreement of several)
+<<<<<<< HEAD
+=======
+from engine.scoring.one_shot import OneShot
+>>>>>>> 579bb73 (Recipes selectit and nuggets; one-shot gains over shared keys and values)
 from engine.scoring.recorded import Recorded
 from engine.scoring.rules import Rules
 from engine.scoring.rewards import Reward
@@ -25,12 +24,14 @@ from engine.scoring.tokens import TokenScore
 from engine.scoring.turns import TurnProduct
 
 AnyScore = Annotated[
-<<<<<<< HEAD
-    Cluster
+    Agreement
+    | Cluster
+    | Digits
     | KnnDistance
     | Length
     | Linear
     | Mtld
+    | OneShot
     | Product
     | Rating
     | Recorded
@@ -38,9 +39,7 @@ AnyScore = Annotated[
     | Rules
     | TargetSimilarity
     | TokenScore
+    | TurnProduct
     | Weight,
-=======
-    Agreement | Cluster | Digits | Length | Linear | Product | Recorded | TokenScore | TurnProduct,
->>>>>>> e614868 (Digit logits: ratings read off a language model's next token, with versioned prompts; per-turn scores; agreement of several)
     Field(discriminator="kind"),
 ]

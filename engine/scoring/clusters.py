@@ -38,6 +38,20 @@ class NearestCluster:
         return pa.table([pa.array(labels_N), pa.nulls(len(table), pa.large_string())], names=[CLUSTER, ERROR])
 
 
+def cluster_centroids(context: Context, vectors: Step, clusters: int, iterations: int) -> Step:
+    """K-Means over the pool: the step `centroids`, of at most `clusters` and at most a tenth of the pool's rows."""
+    clusters = max(1, min(clusters, context.pool_rows // 10))
+    around = {"clusters": clusters, "iterations": iterations, "seed": context.config.seed}
+    centroids = context.step("centroids", around, [vectors.fingerprint])
+    if centroids.record() is None:
+        index = context.index(vectors)
+        try:
+            cluster(context, index, centroids, clusters, iterations)
+        finally:
+            index.close()
+    return centroids
+
+
 class Cluster(VectorConfig, Measured):
     """Number of the nearest K-Means centre, from 0."""
 
@@ -47,15 +61,7 @@ class Cluster(VectorConfig, Measured):
 
     def measure(self, context: Context) -> Score:
         vectors = embed(context, self)
-        clusters = max(1, min(self.clusters, context.pool_rows // 10))
-        around = {"clusters": clusters, "iterations": self.iterations, "seed": context.config.seed}
-        centroids = context.step("centroids", around, [vectors.fingerprint])
-        if centroids.record() is None:
-            index = context.index(vectors)
-            try:
-                cluster(context, index, centroids, clusters, self.iterations)
-            finally:
-                index.close()
+        centroids = cluster_centroids(context, vectors, self.clusters, self.iterations)
         target = context.step("clusters", {}, [centroids.fingerprint])
         stage = StageSpec(
             name="clusters",
