@@ -37,7 +37,9 @@ class EncoderConfig(Strict):
     model: str = Field(
         default="bundled:minilm", description="Hugging Face path or id, or bundled:minilm (works offline)"
     )
-    pooling: Literal["mean", "cls"] = Field(default="mean", description="How token states become one vector")
+    pooling: Literal["mean", "cls", "last"] = Field(
+        default="mean", description="How token states become one vector; last: the last token, of a language model"
+    )
     max_tokens: int = Field(default=256, ge=8, description="Longer texts are cut")
     prefix: str = Field(default="", description="Put before every text, for models trained with one, e.g. 'query: '")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -40,7 +40,7 @@ class Encoder:
 
     Args:
         model: folder or Hugging Face id with safetensors weights, or "bundled:minilm". Its own code is never run.
-        pooling: "mean" over the tokens, or "cls": the first token.
+        pooling: "mean" over the tokens; "cls": the first token; "last": the last one, for a causal language model.
         max_tokens: longer texts are cut; lowered to what the model can take.
         prefix: put before every text.
         precision: of weights and layers; pooling and norm are float32. "auto": see `resolve_precision`.
@@ -53,13 +53,13 @@ class Encoder:
 
     Raises:
         EnvironmentProblem: E320, the model cannot be loaded; E321, it is not the one of `weights`.
-        ConfigError: E231, its tokenizer has no padding token.
+        ConfigError: E231, its tokenizer has no fast form.
     """
 
     def __init__(
         self,
         model: str,
-        pooling: Literal["mean", "cls"] = "mean",
+        pooling: Literal["mean", "cls", "last"] = "mean",
         max_tokens: int = 256,
         prefix: str = "",
         precision: Precision = "auto",
@@ -74,6 +74,8 @@ class Encoder:
         self.tokenizer, self.model = _load(model, folder, getattr(torch, precision))
         self.model.to(self.device)
         self.pooling, self.prefix = pooling, prefix
+        # Padding is masked, so any token will do where a language model has none for it.
+        self.padding = self.tokenizer.pad_token_id or 0
         positions = getattr(self.model.config, "max_position_embeddings", max_tokens)
         self.max_tokens = int(min(max_tokens, self.tokenizer.model_max_length, positions))
         self.tokenizer.backend_tokenizer.no_padding()
@@ -116,13 +118,13 @@ class Encoder:
         """(n, D) float16 unit vectors of the n rows of a batch."""
         import torch
 
-        ids_BL, mask_BL = (
-            torch.from_numpy(array).to(self.device) for array in pad_batch(tokens, batch, self.tokenizer.pad_token_id)
-        )
+        ids_BL, mask_BL = (torch.from_numpy(array).to(self.device) for array in pad_batch(tokens, batch, self.padding))
         with torch.inference_mode():
             state_BLD = self.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
             if self.pooling == "cls":
                 x_BD = state_BLD[:, 0].float()
+            elif self.pooling == "last":
+                x_BD = state_BLD[torch.arange(batch.num_rows), mask_BL.sum(1) - 1].float()
             else:
                 x_BD = (state_BLD.float() * mask_BL[:, :, None]).sum(1) / mask_BL.sum(1, keepdim=True)
             return torch.nn.functional.normalize(x_BD, dim=1).half()[: len(batch.rows)].cpu().numpy()
@@ -285,10 +287,11 @@ def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
             fix="it needs config.json, tokenizer.json and safetensors weights of an architecture in transformers",
             code="E320",
         ) from error
-    if tokenizer.pad_token_id is None or not tokenizer.is_fast:
+    if not tokenizer.is_fast:
         raise ConfigError(
-            f"the tokenizer of {model!r} has no padding token or no fast form",
-            fix="choose an encoder such as BERT",
+            f"the tokenizer of {model!r} has no fast form",
+            fix="choose another model; most have a tokenizer.json",
             code="E231",
         )
+    network.config.use_cache = False  # of a language model, which would keep keys and values of every layer
     return tokenizer, network.eval()

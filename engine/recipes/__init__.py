@@ -20,6 +20,7 @@ RECIPES = {
     "ifd": "engine.recipes.ifd",
     "superfiltering": "engine.recipes.superfiltering",
     "perplexity": "engine.recipes.perplexity",
+    "deita": "engine.recipes.deita",
     "selectit": "engine.recipes.selectit",
     "nuggets": "engine.recipes.nuggets",
     "kcenter": "engine.recipes.kcenter",

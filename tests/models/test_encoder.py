@@ -14,6 +14,7 @@ from engine.data.vectors import vectors_from_arrow
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.encoder import EmbedStage, Encoder, encoder_settings, fingerprint, resolve_model, resolve_precision
 from engine.schema import PROMPT, VECTOR
+from tests.token_models import make_tiny_llama
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -59,7 +60,7 @@ def reference(folder: str, texts: list[str], pooling: str, max_tokens: int) -> n
         for text in texts:
             inputs = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
             state_LD = model(**inputs).last_hidden_state[0]
-            x_D = state_LD[0] if pooling == "cls" else state_LD.mean(0)
+            x_D = {"cls": state_LD[0], "last": state_LD[-1], "mean": state_LD.mean(0)}[pooling]
             rows.append((x_D / x_D.norm()).numpy())
     return np.stack(rows)
 
@@ -189,10 +190,20 @@ def test_weights_must_be_safetensors(tiny, tmp_path):
         Encoder(str(tmp_path))
 
 
-def test_a_tokenizer_without_padding_is_refused(tiny, tmp_path):
+def test_a_tokenizer_without_a_fast_form_is_refused(tiny, tmp_path):
     transformers.AutoModel.from_pretrained(tiny).save_pretrained(tmp_path)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="padding token"):
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="no fast form"):
         Encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_language_model_is_an_encoder_too(tmp_path, pooling):
+    folder = str(make_tiny_llama(tmp_path, [" ".join(WORDS)], positions=64))
+    assert transformers.AutoTokenizer.from_pretrained(folder).pad_token is None
+    encoder = Encoder(folder, pooling=pooling, precision="float32", device="cpu")
+    texts = [*mixed_texts(40), "sea " * 500]
+    texts = [text for text in texts if text]
+    found = encoder.encode(texts)
+    assert cosine(found, reference(folder, texts, pooling, 64)).min() >= 0.9999
+    np.testing.assert_array_equal(np.concatenate([encoder.encode([text]) for text in texts[:9]]), found[:9])
