@@ -36,7 +36,8 @@ def over_turns(lists: pa.ListArray, values_T: np.ndarray, take: OverTurns) -> pa
         found_N = np.full(len(lists), np.nan)
         found_N[turns_N > 0] = values_T[np.cumsum(turns_N)[turns_N > 0] - 1]
         return finite(found_N)
-    total_N = np.bincount(np.repeat(np.arange(len(lists)), turns_N), weights=values_T, minlength=len(lists))
+    rows_T = np.repeat(np.arange(len(lists)), turns_N)
+    total_N = np.bincount(rows_T, weights=values_T, minlength=len(lists)).astype(np.float64)  # integers of no turns
     with np.errstate(divide="ignore", invalid="ignore"):
         total_N[turns_N == 0] = np.nan
         return finite(total_N if take == "sum" else total_N / turns_N)
