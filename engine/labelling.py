@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.algorithms.stopping import should_stop
 from engine.artifacts import Joined, Source, Step, write_table
-from engine.backends import Backend, backend_step, build_generator, build_judge
+from engine.backends import Backend, build_generator, build_judge
 from engine.config import (
     ClassifierConfig,
     EmbeddingJudgeConfig,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError, EnvironmentProblem
-from engine.models.encoder import Precision, checked_folder, resolve_precision
+from engine.models.encoder import Precision, checked_folder, resolve_model, resolve_precision
 
 # Float32 logits of one chunk, in bytes; torch holds about three arrays of this size, per thread.
 LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}

@@ -8,16 +8,13 @@ from pydantic import Field
 
 from engine.scoring.arithmetic import Agreement, Linear, Product, Weight
 from engine.scoring.clusters import Cluster
-from engine.scoring.rating import Rating
-from engine.scoring.neighbours import KnnDistance
 from engine.scoring.digits import Digits
-<<<<<<< HEAD
-=======
+from engine.scoring.neighbours import KnnDistance
 from engine.scoring.one_shot import OneShot
->>>>>>> 579bb73 (Recipes selectit and nuggets; one-shot gains over shared keys and values)
+from engine.scoring.rating import Rating
 from engine.scoring.recorded import Recorded
-from engine.scoring.rules import Rules
 from engine.scoring.rewards import Reward
+from engine.scoring.rules import Rules
 from engine.scoring.targets import TargetSimilarity
 from engine.scoring.text import Length, Mtld
 from engine.scoring.tokens import TokenScore

@@ -61,7 +61,6 @@ class Linear(Derived):
         return finite(total_N)
 
 
-<<<<<<< HEAD
 class Weight(Derived):
     """A score as a positive weight to draw rows by; a reward or a perplexity is none."""
 
@@ -80,7 +79,8 @@ class Weight(Derived):
         values_N = columns_of(table, [self.of])[0]
         with np.errstate(over="ignore", divide="ignore"):
             return finite(1.0 / (1.0 + np.exp(-values_N)) if self.form == "logistic" else 1.0 / values_N)
-=======
+
+
 class Agreement(Derived):
     """The mean of several ratings of one thing, lowered where they disagree, as SelectIT's sentence level
     (arXiv 2402.16705): mean / (1 + alpha * std), std over all of them (not the sample estimate)."""
@@ -98,4 +98,3 @@ class Agreement(Derived):
         mean_N = added(x_SN) / len(x_SN)
         std_N = np.sqrt(added((x_SN - mean_N) ** 2) / len(x_SN))
         return finite(mean_N / (1.0 + self.alpha * std_N))
->>>>>>> e614868 (Digit logits: ratings read off a language model's next token, with versioned prompts; per-turn scores; agreement of several)
