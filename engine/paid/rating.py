@@ -2,7 +2,8 @@
 
 Several turns: `last` rates the last assistant message given everything before it; `mean` and `sum` rate every
 assistant message that has text, each given everything before it, one call a message, and put the ratings together.
-When one of them has no rating the row has none. A prompt with several criteria gives their mean.
+When one of them has no rating the row has none. `ratings` keeps them apart. A prompt with several criteria gives their
+mean.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from engine.paid.service import identity_of, judging_identity
 from engine.paid.stages import Calls, prompt_asks
 from engine.schema import ERROR, MESSAGES, RESPONSE, canonical_json
 
-RATING = "rating"
+RATING, RATINGS = "rating", "ratings"
 
 
 class OpenAIRater(PromptStage):
-    """Stage: `rating` of each row.
+    """Stage: `rating` of each row, and `ratings`, those it is made of, in the order of the conversation.
 
     Args:
         prompt: of kind rating.
@@ -39,7 +40,12 @@ class OpenAIRater(PromptStage):
         suspects: as PromptStage.
     """
 
-    columns_out = (pa.field(RATING, pa.float64()), pa.field(ERROR, pa.large_string()), *COST_COLUMNS)
+    columns_out = (
+        pa.field(RATING, pa.float64()),
+        pa.field(RATINGS, pa.list_(pa.float64())),
+        pa.field(ERROR, pa.large_string()),
+        *COST_COLUMNS,
+    )
 
     def __init__(
         self, calls: Calls, member: str, retry: int, *, prompt: Prompt, turns: str, expectation: bool, suspects: str
@@ -54,9 +60,11 @@ class OpenAIRater(PromptStage):
             *(self.reading({"conversation": conversation(one), "answer": one[RESPONSE]}) for one in shown),
             paid=lambda reading: reading.replies,
         )
-        total = math.fsum(reading.value for reading in readings)
-        rating = total / len(readings) if self.turns == "mean" else total
-        return {RATING: rating, **cost_columns([reply for reading in readings for reply in reading.replies])}
+        ratings = [float(reading.value) for reading in readings]
+        total = math.fsum(ratings)
+        rating = total / len(ratings) if self.turns == "mean" else total
+        costs = cost_columns([reply for reading in readings for reply in reading.replies])
+        return {RATING: rating, RATINGS: ratings, **costs}
 
     def read(self, reply: Reply) -> float | None:
         prompt = self.prompt

@@ -13,7 +13,8 @@ Needs: two scorers, and the run's encoder. The published ones are language model
     complexity: {kind: digits, model: hkust-nlp/deita-complexity-scorer, prompt: deita-complexity}
     quality: {kind: digits, model: hkust-nlp/deita-quality-scorer, prompt: deita-quality}
 Without them `model` is asked for a rating in plain words, which a model of 7B or more does better than by chance.
-`kind: recorded` takes scores that are there already.
+`kind: rating` asks a judge (prompts `deita-complexity` and `deita-quality`); `kind: recorded` takes scores that are
+there already.
 Cost: two forward passes per turn, one over the prompt and one over prompt and response; vectors for every row.
 Known bias: prefers long rows: a sum over turns grows with their number, and both scorers like length. Set `turns: mean`
 where long conversations are not wanted. A rating in plain words by a small model is close to noise.
@@ -22,7 +23,7 @@ Differs from the paper in: vectors are those of the run's encoder over prompt an
 13B language model's last token (`encoder.model` may be one, with `encoder.pooling: last`). The published filter depends
 on its batch size above 1; here it is exact. A row with a turn that does not fit in max_tokens is left out, nothing is
 cut and no score is made up. A turn is a user's message and its answer, without what came before it; system messages
-are not shown.
+are not shown. A judge sees what came before, and a recorded score is the whole row's.
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from engine.composition import Composition, composed
-from engine.config import RecipeConfig
+from engine.config import RecipeConfig, RecorderConfig
+from engine.config_endpoint import OpenAIRaterConfig
 from engine.greedy_selection import PairConfig
 from engine.scoring.arithmetic import Product
 from engine.scoring.base import Derived, Measured
 from engine.scoring.digits import Digits
+from engine.scoring.rating import Rating
 from engine.scoring.recorded import Recorded
 from engine.scoring.turns import OverTurns, TurnProduct
 from engine.selecting.vectors import Diverse
 from engine.token_scoring import CausalModelConfig
 
 COMPLEXITY, QUALITY, EVOL = "complexity", "quality", "evol"
-Scorer = Annotated[Digits | Recorded, Field(discriminator="kind")]
+Scorer = Annotated[Digits | Rating | Recorded, Field(discriminator="kind")]
 
 
 class Config(PairConfig, CausalModelConfig, RecipeConfig):
@@ -66,25 +69,37 @@ class Config(PairConfig, CausalModelConfig, RecipeConfig):
     @model_validator(mode="after")
     def _fits(self) -> Config:
         given = [one for one in (self.complexity, self.quality) if one is not None]
-        if any(isinstance(one, Digits) and "turns" in one.model_fields_set for one in given):
+        if any("turns" in (one.rater if isinstance(one, Rating) else one).model_fields_set for one in given):
             raise ValueError("the scorers take `turns` from the recipe")
-        recorded = sum(isinstance(one, Recorded) for one in given)
-        if recorded == 1 and self.turns != "last":
+        if is_recorded(self.complexity) != is_recorded(self.quality) and self.turns != "last":
             raise ValueError("a recorded score is one number per row, so with one of them `turns` must be last")
         return self
 
 
 def composition(config: Config) -> Composition:
-    scores: dict[str, Measured | Derived] = {}
-    for name, scorer in ((COMPLEXITY, config.complexity), (QUALITY, config.quality)):
-        one = scorer or Digits(**{**config.taken_by(Digits), "prompt": name})
-        if isinstance(one, Digits):
-            one = one.model_copy(update={"turns": "last" if config.turns == "last" else "each"})
-        scores[name] = one
-    by_turn = all(isinstance(one, Digits) and one.turns == "each" for one in scores.values())
-    both = [COMPLEXITY, QUALITY]
-    scores[EVOL] = TurnProduct(of=both, take=config.turns) if by_turn else Product(of=both)
+    both = {COMPLEXITY: config.complexity, QUALITY: config.quality}
+    scores: dict[str, Measured | Derived] = {
+        name: by_turn(one or Digits(**{**config.taken_by(Digits), "prompt": name}), config.turns)
+        for name, one in both.items()
+    }
+    per_row = config.turns == "last" or is_recorded(config.complexity)
+    scores[EVOL] = Product(of=list(both)) if per_row else TurnProduct(of=list(both), take=config.turns)
     return Composition(scores, [Diverse(by=EVOL, similarity=config.similarity, text=config.text)])
+
+
+def is_recorded(scorer: Measured | None) -> bool:
+    """Whether its numbers are there already, one per row."""
+    return isinstance(scorer.rater if isinstance(scorer, Rating) else scorer, RecorderConfig)
+
+
+def by_turn(scorer: Digits | Rating | Recorded, turns: OverTurns) -> Measured:
+    """A scorer that gives a number for each turn, or for `last` and for recorded scores one for the row."""
+    if isinstance(scorer, Digits):
+        return scorer.model_copy(update={"turns": "last" if turns == "last" else "each"})
+    if isinstance(scorer, Rating) and isinstance(scorer.rater, OpenAIRaterConfig):
+        rater = scorer.rater.model_copy(update={"turns": turns})
+        return scorer.model_copy(update={"rater": rater, "each": turns != "last"})
+    return scorer
 
 
 select = composed(composition)

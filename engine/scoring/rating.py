@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.config import RecorderConfig
 from engine.config_endpoint import OpenAIRaterConfig
 from engine.paid.passes import PaidPass
-from engine.paid.rating import RATING, rating_pass
+from engine.paid.rating import RATING, RATINGS, rating_pass
 from engine.recipes.base import Context
 from engine.scoring.base import Measured, Score
 from engine.scoring.recorded import recorded_numbers
@@ -36,6 +36,15 @@ class Rating(Measured):
 
     kind: Literal["rating"] = "rating"
     rater: RaterConfig = Field(description="Who rates")
+    each: bool = Field(
+        default=False, description="A list with the rating of each turn; the rater's `turns` must be mean or sum"
+    )
+
+    @model_validator(mode="after")
+    def _has_each(self) -> Rating:
+        if self.each and (isinstance(self.rater, RecordedRaterConfig) or self.rater.turns == "last"):
+            raise ValueError("`each` needs a rater that rates every turn: kind openai, turns mean or sum")
+        return self
 
     @property
     def passes(self) -> Sequence[PaidPass]:
@@ -44,4 +53,4 @@ class Rating(Measured):
     def measure(self, context: Context) -> Score:
         if isinstance(self.rater, RecordedRaterConfig):
             return recorded_numbers(context, self.rater.model_dump(exclude={"kind"}))
-        return Score.of(rating_pass(self.rater).run(context), RATING)
+        return Score.of(rating_pass(self.rater).run(context), RATINGS if self.each else RATING)
