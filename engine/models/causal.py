@@ -46,7 +46,6 @@ class CausalModel:
         import torch
 
         folder = checked_folder(model, weights)
-        self.name = model
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.tokenizer, network = _load(model, folder, getattr(torch, resolve_precision(precision, self.device)))
         network.to(self.device)
