@@ -26,7 +26,7 @@ from pydantic import Field
 
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig
-from engine.greedy_selection import TEXT, Text
+from engine.greedy_selection import TEXT
 from engine.scoring.targets import TargetSimilarity
 from engine.selecting.targets import RoundRobin
 from engine.targets import TargetConfig
@@ -34,7 +34,7 @@ from engine.targets import TargetConfig
 
 class Config(TargetConfig, RecipeConfig):
     name: Literal["rds_plus"] = "rds_plus"
-    text: Text = Field(default="pair", description=TEXT)
+    text: Literal["prompt", "pair"] = Field(default="pair", description=TEXT)
 
 
 def composition(config: Config) -> Composition:
