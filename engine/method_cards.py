@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from engine.config_base import Strict
+from engine.config_loader import literal_tags, model_keys, union_members
 from engine.config_template import commented_yaml
 from engine.recipes import RECIPES, Recipe, load_recipe
 from engine.settings import run_config_model
@@ -57,6 +61,30 @@ def card(name: str) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
+def pieces() -> str:
+    """What a composition is made of: every kind of score and selector with its settings, in Markdown."""
+    from engine.scoring import AnyScore
+    from engine.selecting import AnySelector
+
+    lines = ["# Scores and selectors", "", "What [compose](compose.md) puts together; generated from the source.", ""]
+    for title, union in (("Scores", AnyScore), ("Selectors", AnySelector)):
+        lines += [f"## {title}", ""]
+        for member in sorted(union_members(union), key=kind_of):
+            lines += [f"### {kind_of(member)}", "", " ".join((inspect.getdoc(member) or "").split()), ""]
+            fields = {key: info for key, info in model_keys(member).items() if key != "kind"}
+            lines += [f"- `{key}`{default_of(info)}: {info.description}" for key, info in fields.items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def kind_of(member: type[Strict]) -> str:
+    return literal_tags(member, "kind")[0]
+
+
+def default_of(info: Any) -> str:
+    return " (required)" if info.is_required() else f" ({info.get_default(call_default_factory=True)})"
+
+
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -90,5 +118,6 @@ def first_sentence(text: str) -> str:
 def pages() -> Iterator[tuple[str, str]]:
     """(file name, text) of every page."""
     yield "README.md", index()
+    yield "pieces.md", pieces()
     for name in RECIPES:
         yield f"{name}.md", card(name)
