@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.algorithms.similarity import check_vectors
+from engine.algorithms.similarity import check_vectors, float32_tiles
 from engine.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ ONE = 1 << 32  # similarity 1.0 as an integer
 LARGEST = 1.02  # no similarity of two vectors that pass `check_units` is larger, or smaller than its negative
 TILE_ROWS = 256  # in float64 a tile of 1,024 dimensions fits a core's second-level cache
 BLOCK_COLUMNS = 512  # vectors multiplied at a time
+SCREENED = 32  # vectors from which on a look in float32 pays
 SUM_BITS = 42  # bits kept of a sum of vectors, counted from its largest component
 
 
@@ -90,13 +91,38 @@ def similarities(x_ND: np.ndarray, y_PD: np.ndarray) -> np.ndarray:
 
 
 def largest_similarity(x_ND: np.ndarray, y_PD: np.ndarray) -> np.ndarray:
-    """(N,) int64, the largest similarity of each row to any of the vectors; the smallest int64 when there is none."""
+    """(N,) int64, the largest similarity of each row to any of the vectors; the smallest int64 when there is none.
+
+    Products in float32 tell which vectors can be the most similar one, and only those are multiplied exactly.
+    """
     largest_N = np.full(len(x_ND), np.iinfo(np.int64).min)
     for low in range(0, len(y_PD), BLOCK_COLUMNS):
-        for start, stop, scores_TP in similarity_tiles(x_ND, y_PD[low : low + BLOCK_COLUMNS]):
-            found_T = scores_TP.amax(dim=1).numpy().astype(np.int64)
-            np.maximum(largest_N[start:stop], found_T, out=largest_N[start:stop])
+        block_PD = y_PD[low : low + BLOCK_COLUMNS]
+        if len(block_PD) < SCREENED:
+            for start, stop, scores_TP in similarity_tiles(x_ND, block_PD):
+                found_T = scores_TP.amax(dim=1).numpy().astype(np.int64)
+                np.maximum(largest_N[start:stop], found_T, out=largest_N[start:stop])
+        else:
+            _raise_largest(largest_N, x_ND, block_PD)
     return largest_N
+
+
+def _raise_largest(largest_N: np.ndarray, x_ND: np.ndarray, y_PD: np.ndarray) -> None:
+    """Raises to the largest similarity to these vectors as well, in place."""
+    import torch
+
+    rounding = (x_ND.shape[1] + 8) * LARGEST * 2.0**-24  # more than float32 can be wrong in an inner product
+    y_DP = torch.from_numpy(y_PD.astype(np.float32)).T.contiguous()
+    out_TP = torch.empty((TILE_ROWS, len(y_PD)))
+    for start, stop, tile_TD in float32_tiles(x_ND, tile_rows=TILE_ROWS):
+        scores_TP = torch.mm(tile_TD, y_DP, out=out_TP)[: stop - start]
+        least_T = np.maximum(scores_TP.amax(dim=1).numpy() - 2 * rounding, largest_N[start:stop] / ONE - rounding)
+        t_M, p_M = np.nonzero(scores_TP.numpy() >= least_T[:, None].astype(np.float32))
+        for at in np.array_split(
+            np.arange(len(t_M)), 1 + len(t_M) // (4 * TILE_ROWS)
+        ):  # all pairs, where vectors are equal
+            exact_M = np.einsum("md,md->m", x_ND[start + t_M[at]].astype(np.float64), y_PD[p_M[at]].astype(np.float64))
+            np.maximum.at(largest_N, start + t_M[at], np.rint(exact_M * ONE).astype(np.int64))
 
 
 def vector_sum(x_ND: np.ndarray) -> np.ndarray:

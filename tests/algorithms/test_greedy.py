@@ -157,6 +157,17 @@ def value(x_ND: np.ndarray, picks: list[int]) -> float:
     return float(largest_similarity(x_ND, x_ND[picks]).mean() / ONE)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 300), st.integers(0, 700), st.integers(2, 40), st.floats(-2, 2))
+def test_largest_similarity_is_exact_though_float32_screens(
+    seed: int, rows: int, others: int, dim: int, lean: float
+) -> None:
+    x_ND, y_PD = unit_f16(rows, dim, seed, lean), unit_f16(others, dim, seed + 1, lean)
+    y_PD[: others // 3] = x_ND[0]
+    expected = products(x_ND, y_PD).max(axis=1, initial=np.iinfo(np.int64).min)
+    assert largest_similarity(x_ND, y_PD).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("epsilon", [0.5, 0.1, 0.01])
 def test_stochastic_facility_location_is_close_and_the_same_for_any_sharding(epsilon: float) -> None:
     x_ND, words_N = unit_f16(1200, 24, 4, 0.3), random_words(1200, 4)
