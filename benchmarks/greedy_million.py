@@ -1,10 +1,11 @@
-"""Selection by vectors from a million rows on Ray: seconds, and the peak memory of driver and members.
+"""Selection by vectors from a million rows: seconds, and the peak memory of driver and members.
 
-    python -m benchmarks.greedy_million [--rows 1000000 --dim 64 --num 10000] [kcenter dq filter]
+    python -m benchmarks.greedy_million [--rows 1000000 --dim 64 --num 10000] [--local] [kcenter dq filter]
 
 Synthetic unit vectors around centres, made in parts and stored as steps; each method then runs in a process of its own
-with two Ray workers, which read them from there. `kcenter` and `dq` select within K-Means clusters; `filter` is DEITA's
-with a score per row that is there already. The seconds are those of each step, as the run records them.
+on Ray, whose members read them from there; with `--local` the one member is in that process, and counts as driver.
+`kcenter` and `dq` select within K-Means clusters; `filter` is DEITA's with a score per row that is there already.
+`select_cpu_s` is the CPU time of the process itself, members on Ray not included.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from benchmarks.vector_pool import Quiet, context_for, make_pool
 from engine.algorithms.ranking import top_rows
 from engine.config import RuntimeConfig
 from engine.greedy_methods import GraphCutSettings, KCenterSettings, diverse, graph_cut, kcenter
+from engine.local import LocalRuntime
 from engine.recipes.base import Context
+from engine.runtime import Runtime
 from engine.schema import ID, id_words
 from engine.space import Space, whole_pool
 
@@ -54,11 +57,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--num", type=int, default=10_000)
+    parser.add_argument("--local", action="store_true", help="in one process, without Ray")
     parser.add_argument("--run-in", type=Path, default=None, help="folder of the pool: be the process that selects")
     parser.add_argument("--name", default="greedy_million")
     arguments = parser.parse_args()
     if arguments.run_in:
-        select(arguments.run_in, arguments.methods[0], arguments.num)
+        select(arguments.run_in, arguments.methods[0], arguments.num, arguments.local)
         return
     path = RECORDS / f"{arguments.name}.json"
     result: dict[str, Any] = {"rows": arguments.rows, "dim": arguments.dim, "vectors": "synthetic, 20,000 centres"}
@@ -66,7 +70,7 @@ def main() -> None:
         make_pool(Path(folder), arguments.rows, arguments.dim, 20_000, 0.25)
         for method in arguments.methods:
             load = os.getloadavg()[0]
-            own = ["--run-in", folder, "--num", str(arguments.num)]
+            own = ["--run-in", folder, "--num", str(arguments.num), *(["--local"] if arguments.local else [])]
             seconds, memory = watch([sys.executable, "-m", "benchmarks.greedy_million", method, *own])
             found = json.loads((Path(folder) / f"{method}.json").read_text())
             result[method] = {"wall_s": round(seconds, 1), "load_before": round(load, 2), "memory": memory, **found}
@@ -75,21 +79,30 @@ def main() -> None:
     print(f"record: {path}")
 
 
-def select(folder: Path, method: str, num: int) -> None:
-    """Selects on Ray, and leaves its figures in the folder."""
+def select(folder: Path, method: str, num: int, local: bool) -> None:
+    """Selects, and leaves its figures in the folder."""
+    observer = Quiet()
+    runtime = LocalRuntime(observer) if local else on_ray(observer)
+    with tempfile.TemporaryDirectory() as out:
+        context, vectors = context_for(folder, Path(out), runtime, num)
+        started, started_cpu = time.monotonic(), time.process_time()
+        selected = METHODS[method](context, whole_pool(context, vectors), num)
+        found = {
+            "selected": selected,
+            "members": "in the driver's process" if local else f"{runtime.shards} on Ray",
+            "select_s": round(time.monotonic() - started, 1),
+            "select_cpu_s": round(time.process_time() - started_cpu, 1),
+        }
+        runtime.close()
+    (folder / f"{method}.json").write_text(json.dumps(found | {"steps_s": observer.seconds}))
+
+
+def on_ray(observer: Quiet) -> Runtime:
     from actors.cluster import connect, plan, resources
     from actors.runtime import RayRuntime
 
     connect("local")
-    observer = Quiet()
-    with tempfile.TemporaryDirectory() as out:
-        runtime = RayRuntime(plan(resources(), RuntimeConfig()), observer)
-        context, vectors = context_for(folder, Path(out), runtime, num)
-        started = time.monotonic()
-        selected = METHODS[method](context, whole_pool(context, vectors), num)
-        found = {"selected": selected, "workers": runtime.workers, "select_s": round(time.monotonic() - started, 1)}
-        runtime.close()
-    (folder / f"{method}.json").write_text(json.dumps(found | {"steps_s": observer.seconds}))
+    return RayRuntime(plan(resources(), RuntimeConfig()), observer)
 
 
 if __name__ == "__main__":
