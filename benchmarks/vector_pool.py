@@ -97,4 +97,4 @@ def context_for(pool: Path, out: Path, runtime: Any, budget: int) -> tuple[Conte
     config = load_config("kcenter", ["pool.jsonl", f"out={out}"])
     ingest, embed = steps(pool)
     store = Store(out)
-    return Context(config, store, ingest, runtime, budget, PaidRun(store, runtime, config.paid)), embed
+    return Context(config, store, ingest, runtime, budget, PaidRun(store, runtime, config.paid), store), embed
