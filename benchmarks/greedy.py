@@ -8,8 +8,8 @@ after them. Times are CPU seconds of the process, all threads together, since th
 little; run it on one core (`taskset -c 0`, OMP_NUM_THREADS=1) and they are what a free core would take. Vectors are
 synthetic: unit vectors around centres.
 
-- filter: DEITA's walk in score order. Peers: as its code does with a batch of 1, where every row takes the kept rows out
-  of a float64 array, casts and normalises them anew; and the fastest plain loop, with unit vectors in one array.
+- filter: DEITA's walk in score order. Peers: as its code does with a batch of 1, where every row takes the kept rows
+  out of a float64 array, casts and normalises them anew; and the fastest plain loop, with unit vectors in one array.
 - kcenter: scikit-learn's distances to the last pick for every pick, as MoDS and SelectLLM have it; and its inner
   products, which order exactly as ours does (a float16 vector's norm is not exactly 1).
 - dq: the N x N matrix of the published code, at `--matrix-rows`; ours there and at `--rows`.
