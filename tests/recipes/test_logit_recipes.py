@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from engine.artifacts import Step
 from engine.config import RunConfig
 from engine.data.vectors import vectors_from_arrow
+from engine.errors import ConfigError
 from engine.models.causal import count_parameters
 from engine.recipes.deita import Config as DeitaConfig
 from engine.recipes.selectit import model_weights
@@ -25,6 +26,8 @@ from engine.scoring.turns import TurnProduct
 from engine.settings import load_config
 from engine.store import Store
 from tests.conftest import Recorder
+from tests.fake_server import FakeServer
+from tests.paid.cli_runs import endpoint
 from tests.runs import outputs, run_local, run_ray
 from tests.token_models import make_tiny_llama
 
@@ -33,13 +36,15 @@ BUDGET = 12
 TOO_LONG = "\u6d77" * 500  # 1,500 tokens of the tiny models
 
 
+def row(*texts: str) -> str:
+    """A line of a pool, the user first."""
+    roles = ("user", "assistant")
+    return json.dumps({"messages": [{"role": roles[k % 2], "content": t} for k, t in enumerate(texts)]}) + "\n"
+
+
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory, small_pool: Path) -> Path:
     """Rows of the example pool, rows of several turns, and one too long for the model; the tiny encoder beside it."""
-
-    def row(*texts: str) -> str:
-        roles = ("user", "assistant")
-        return json.dumps({"messages": [{"role": roles[k % 2], "content": t} for k, t in enumerate(texts)]}) + "\n"
 
     folder = tmp_path_factory.mktemp("logit_pool")
     (folder / "encoder").symlink_to(small_pool.parent / "encoder")
@@ -287,3 +292,33 @@ def test_weights_of_models() -> None:
     assert model_weights([7, 13, 70], compat=True) == [7 / 20, 13 / 20, 70 / 90]
     assert model_weights([7, 13], compat=True) == [7 / 20, 13 / 20]
     assert model_weights([7], compat=True) == [1.0]
+
+
+def test_deita_by_a_judge_multiplies_turn_by_turn(
+    small_pool: Path, models: list[Path], tmp_path: Path, recorder: Any
+) -> None:
+    """The scripted judge gives the number after `quality=`, whatever it is asked."""
+
+    def scorer(name: str, **more: Any) -> str:
+        rater = endpoint(server.url, prompt=f"deita-{name}", **more)
+        return f"recipe.{name}={json.dumps({'kind': 'rating', 'rater': rater})}"
+
+    given = [[k % 6 + 1, k // 6 + 1][: 1 + k % 2] for k in range(12)]
+    turns = [
+        [(f"question {k} {t}", f"quality={number} answer {k}") for t, number in enumerate(numbers)]
+        for k, numbers in enumerate(given)
+    ]
+    (tmp_path / "encoder").symlink_to(small_pool.parent / "encoder")
+    (tmp_path / "pool.jsonl").write_text("".join(row(*(t for turn in one for t in turn)) for one in turns))
+    out, names = tmp_path / "out", ("complexity", "quality")
+    with FakeServer() as server:
+        few = [*map(scorer, names), "budget=3", "recipe.similarity=1.0"]
+        run_local(config_for("deita", tmp_path / "pool.jsonl", models, out, *few), recorder)
+        assert server.stats()["completed"] == 2 * sum(map(len, given))
+        with pytest.raises(ConfigError, match="take `turns` from the recipe"):
+            config_for("deita", tmp_path / "pool.jsonl", models, out, scorer("quality", turns="mean"))
+    rows = scores(out)
+    assert [found["complexity"] for found in rows] == [found["quality"] for found in rows] == given
+    assert [found["evol"] for found in rows] == [sum(n * n for n in numbers) for numbers in given]
+    evol = {found["id"]: found["evol"] for found in rows}
+    assert [evol[key] for key in ids(out)] == sorted(evol.values(), reverse=True)[:3]
