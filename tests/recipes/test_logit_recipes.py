@@ -303,7 +303,7 @@ def test_deita_by_a_judge_multiplies_turn_by_turn(
         rater = endpoint(server.url, prompt=f"deita-{name}", **more)
         return f"recipe.{name}={json.dumps({'kind': 'rating', 'rater': rater})}"
 
-    given = [[k % 6 + 1, k // 6 + 1][: 1 + k % 2] for k in range(12)]
+    given = [[k % 5 + 1, k // 6 + 1][: 1 + k % 2] for k in range(12)]
     turns = [
         [(f"question {k} {t}", f"quality={number} answer {k}") for t, number in enumerate(numbers)]
         for k, numbers in enumerate(given)
