@@ -71,15 +71,15 @@ def model_pass(
         TooManyFailures: E600, more rows than `max_failed` have no score.
     """
     from engine.models.encoder import resolve_precision
+    from engine.models.token_rows import TOKEN_SCORE_COLUMNS
+    from engine.models.token_scores import TokenScores
 
     # A GPU rounds differently, so the device is part of what is hashed.
     device = "cuda" if context.config.runtime.gpus else "cpu"
     chosen = {"model": config.model, "max_tokens": config.max_tokens, **further, "device": device}
     chosen["precision"] = resolve_precision(config.precision, device)
-    settings, identity = pinned(name, chosen)
-    steps = dict(inputs or {})
-    fingerprints = [step.fingerprint for step in steps.values()]
-    target = context.step(name, identity, [context.pool.fingerprint, *fingerprints])
+    settings, identity = pinned("token_scores", chosen)
+    target = context.step("token_scores", identity, [context.pool.fingerprint], version=2)
     stage = StageSpec(
         name=name,
         factory=factory,

@@ -1,15 +1,17 @@
 """What a causal language model sees before a response, as token ids: with the prompt, and with the marker alone.
 
-Both contexts end where the response begins, so one tokenisation of the response follows either of them and both passes
-score exactly the same tokens. (Published code tokenises prompt plus response as one text, looks for the response in it
-and is off by a token where the two merge.) The response is text of its own: no token spans its border, and no
-end-of-turn token belongs to it. It refuses to know models, scores and recipes.
+Prompt and response are tokenised once, as one text, as they are in training. A token belongs to the response when it
+starts there (by the tokenizer's offsets), so one that spans the border belongs to the context, and no end-of-turn token
+is scored. The same response tokens follow the context without prompt, so both passes score exactly the same tokens.
+(Published code tokenises the prompt a second time and is off by a token where the two texts merge.) It refuses to know
+models, scores and recipes.
 
 `alpaca` is the prompt of Cherry_LLM (Li et al., arXiv 2308.12032), `plain` that of Superfiltering (arXiv 2402.00530).
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 from typing import Any, Literal
 
@@ -40,10 +42,16 @@ class Contexts:
             a chat template what opens the assistant's turn.
 
     Raises:
-        ConfigError: E230, the tokenizer has no token to start with.
+        ConfigError: E230, the tokenizer has no token to start with; E231, it cannot say where its tokens stand.
     """
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                "the tokenizer has no fast form, which alone says where in a text its tokens stand",
+                fix="choose a model with a tokenizer.json",
+                code="E231",
+            )
         self.tokenizer = tokenizer
         self.template = "plain" if template == "chat" and not tokenizer.chat_template else template
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -65,12 +73,26 @@ class Contexts:
         """Token ids of a text, none added."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, none added."""
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    def split_all(self, before: list[str], responses: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each context, at least one, and of the response that follows it.
 
-    def before(self, messages: str, tools: str, system: str, prompt: str) -> list[int]:
-        """Token ids that stand before a row's response, at least one.
+        Args:
+            before: from `text_before`.
+            responses: texts that follow them directly.
+        """
+        if not before:
+            return []
+        texts = [context + response for context, response in zip(before, responses, strict=True)]
+        found = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        pairs = []
+        for ids, spans, context in zip(found["input_ids"], found["offset_mapping"], before, strict=True):
+            border = bisect.bisect_left(spans, len(context), key=lambda span: span[0])
+            start = [] if self.template == "chat" else self.start
+            pairs.append(([*start, *ids[:border]] or self.alone, ids[border:]))
+        return pairs
+
+    def text_before(self, messages: str, tools: str, system: str, prompt: str) -> str:
+        """The text that stands before a row's response, without the start token of alpaca and plain.
 
         Args:
             messages, tools, system, prompt: the row's columns of that name.
@@ -79,13 +101,10 @@ class Contexts:
             jinja2.TemplateError, ValueError, TypeError: the chat template refuses the conversation.
         """
         if self.template == "chat":
-            text = self.render(json.loads(messages)[:-1], json.loads(tools) if tools else None)
-            return self.encode(text) or self.alone
+            return self._render(json.loads(messages)[:-1], json.loads(tools) if tools else None, opened=True)
         if self.template == "alpaca":
-            text = f"{system or _ALPACA_OPENING}\n\n### Instruction:\n{prompt}\n\n{_ALPACA_MARKER}"
-        else:
-            text = "".join(f"{part}\n" for part in (system, prompt) if part)
-        return [*self.start, *self.encode(text)] or self.alone
+            return f"{system or _ALPACA_OPENING}\n\n### Instruction:\n{prompt}\n\n{_ALPACA_MARKER}"
+        return "".join(f"{part}\n" for part in (system, prompt) if part)
 
     def render(self, turns: list[Any], tools: Any = None, opened: bool = True) -> str:
         """Messages in the model's chat template; `opened`: up to where the assistant's answer begins.

@@ -4,20 +4,20 @@
 
 `nll_conditioned` is s after the prompt, `nll_alone` s after the bare response marker (engine/models/contexts.py); both
 over the same n tokens of one tokenisation. Perplexity is exp(s). Source: Cherry (Li et al., arXiv 2308.12032,
-equations 1 to 4). Every sequence is computed in a batch shape, and every logit in a chunk shape, that follow from the
+equations 1 to 4). Every sequence is computed in a batch shape, and every logit in a tile shape, that follow from the
 row alone, so a row's score has the same bits beside any neighbours. A mixture of experts is the exception: its
 routing makes shapes of its own.
 
 It refuses to know what a score is good for.
 
 Shape letters: N rows, S sequences (two per row), B rows of a batch, L padded tokens, D width of the model, P scored
-positions, T positions of a chunk, V vocabulary.
+positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,30 +25,10 @@ import pyarrow as pa
 from engine.models.batching import Batch, fixed_batches, pad_batch
 from engine.models.causal import CausalModel
 from engine.models.contexts import Contexts, Template
-from engine.models.encoder import BATCH_TOKENS, Precision
+from engine.models.encoder import BATCH_TOKENS, Precision, fingerprint, resolve_model, resolve_precision
+from engine.models.lm_head import Head
 from engine.models.threads import map_batches_on_cpu
-from engine.schema import ERROR, MESSAGES, PROMPT, RESPONSE, SYSTEM, TOOLS, VECTOR
-
-NLL_CONDITIONED, NLL_ALONE = "nll_conditioned", "nll_alone"
-TOKENS_PROMPT, TOKENS_RESPONSE, TOKENS_CUT = "tokens_prompt", "tokens_response", "tokens_cut"
-
-TOKEN_SCORE_COLUMNS = [
-    pa.field(NLL_CONDITIONED, pa.float32()),  # mean NLL of the response after the prompt, in nats per token
-    pa.field(NLL_ALONE, pa.float32()),  # the same tokens after the response marker alone
-    pa.field(TOKENS_PROMPT, pa.int32()),  # tokens before the response, those of the template among them
-    pa.field(TOKENS_RESPONSE, pa.int32()),  # tokens scored
-    pa.field(TOKENS_CUT, pa.int32()),  # tokens of the response that did not fit and were not scored
-    pa.field(ERROR, pa.large_string()),  # why a row has no score; its other columns are null
-]
-
-
-class Tokens(NamedTuple):
-    """One row as token ids. `cut`: tokens left out at the response's end; `error`: None, or why it has no score."""
-
-    context: list[int]
-    response: list[int]
-    cut: int
-    error: str | None
+from engine.models.token_rows import COLUMNS_IN, Tokens, score_table, tokenize_rows
 
 
 class TokenScores:
@@ -62,7 +42,7 @@ class TokenScores:
         model: folder or Hugging Face id of a causal language model with safetensors weights; its code is never run.
         max_tokens: longest context plus response; lowered to the positions the model has.
         template: see `Contexts`.
-        precision: of weights and layers; logits and everything after them are float32. "auto": see
+        precision: of weights and layers; for logits see engine/models/lm_head.py. "auto": see
             `engine.models.encoder.resolve_precision`.
         device: "cpu", "cuda", or "auto": cuda when there is one.
         weights: fingerprint that the model's files must have; "" accepts any.
@@ -70,11 +50,12 @@ class TokenScores:
             FixedSizeList<float16>[D] (Cherry, step 1), null in error rows.
 
     Raises:
-        EnvironmentProblem, ConfigError: as `CausalModel`.
-        ConfigError: E230, the tokenizer has no token to start with.
+        EnvironmentProblem: E320, the model cannot be loaded; E321, it is not the one of `weights`.
+        ConfigError: E230 or E231, the tokenizer will not do (see `Contexts`); E233, not a causal model, or logits made
+            in a way that is not known here.
     """
 
-    columns_in: ClassVar[tuple[str, ...]] = (MESSAGES, TOOLS, SYSTEM, PROMPT, RESPONSE)
+    columns_in: ClassVar[tuple[str, ...]] = COLUMNS_IN
 
     def __init__(
         self,
@@ -93,48 +74,13 @@ class TokenScores:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """N rows with `columns_in`; returns `TOKEN_SCORE_COLUMNS`, with `vector` before `error` if asked for."""
-        rows = self.tokenize(table)
+        rows = tokenize_rows(self.contexts, table, self.max_tokens)
         nll_N2 = np.full((len(rows), 2), np.nan)
-        x_ND = np.zeros((len(rows), self.head.weight_VD.shape[1] if self.hidden else 0), np.float16)
+        x_ND = np.zeros((len(rows), self.head.dim if self.hidden else 0), np.float16)
         good = np.array([i for i, row in enumerate(rows) if row.error is None], np.int64)
         if len(good):
             nll_N2[good], x_ND[good] = self._score([rows[i] for i in good])
-        finite_N = np.isfinite(nll_N2.sum(axis=1))
-        errors = [
-            row.error if row.error or ok else "the model's score is not a finite number"
-            for row, ok in zip(rows, finite_N, strict=True)
-        ]
-        lengths_N3 = np.array([[len(row.context), len(row.response), row.cut] for row in rows]).reshape(-1, 3)
-        columns = [pa.array(nll_N2[:, k].astype(np.float32), mask=~finite_N) for k in range(2)]
-        columns += [pa.array(lengths_N3[:, k].astype(np.int32), mask=~finite_N) for k in range(3)]
-        fields = list(TOKEN_SCORE_COLUMNS)
-        if self.hidden:
-            x_ND[~finite_N] = 0
-            flat = pa.array(x_ND.reshape(-1))
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1], mask=pa.array(~finite_N)))
-            fields.insert(-1, pa.field(VECTOR, columns[-1].type))
-        return pa.table([*columns, pa.array(errors, pa.large_string())], schema=pa.schema(fields))
-
-    def tokenize(self, table: pa.Table) -> list[Tokens]:
-        """The rows as they will be scored."""
-        responses = self.contexts.encode_all(table[RESPONSE].to_pylist())
-        before = (table[name].to_pylist() for name in (MESSAGES, TOOLS, SYSTEM, PROMPT))
-        return [self._row(response, *row) for response, *row in zip(responses, *before, strict=True)]
-
-    def _row(self, response: list[int], messages: str, tools: str, system: str, prompt: str) -> Tokens:
-        from jinja2 import TemplateError
-
-        try:
-            context = self.contexts.before(messages, tools, system, prompt)
-        except (TemplateError, ValueError, TypeError) as error:
-            return Tokens([], [], 0, f"the chat template refuses the row: {error}")
-        if not response:
-            return Tokens([], [], 0, "the response has no tokens")
-        # The context without prompt may be the longer one when there is no prompt to speak of.
-        room = self.max_tokens - max(len(context), len(self.contexts.alone))
-        if room < 1:
-            return Tokens([], [], 0, f"{len(context)} tokens before the response leave no room in {self.max_tokens}")
-        return Tokens(context, response[:room], max(0, len(response) - room), None)
+        return score_table(rows, nll_N2, x_ND if self.hidden else None)
 
     def _score(self, rows: list[Tokens]) -> tuple[np.ndarray, np.ndarray]:
         """(N, 2) float64 mean NLL with and without prompt, and (N, D) float16 unit vectors, D = 0 unless asked for."""
@@ -144,7 +90,7 @@ class TokenScores:
         inputs = [[*context, *response[:-1]] for context, response in sequences]
         lengths_S = np.array([len(ids) for ids in inputs], np.int64)
         nll_S = np.empty(len(sequences))
-        x_SD = np.zeros((len(sequences), self.head.weight_VD.shape[1] if self.hidden else 0), np.float16)
+        x_SD = np.zeros((len(sequences), self.head.dim if self.hidden else 0), np.float16)
         batches = list(fixed_batches(lengths_S, self.max_tokens, BATCH_TOKENS[self.device]))
         forward = functools.partial(self._forward, sequences, inputs)
         results = map_batches_on_cpu(forward, batches) if self.device == "cpu" else map(forward, batches)
@@ -183,3 +129,46 @@ class TokenScores:
         inside_BL = torch.arange(state_BLD.shape[1], device=self.device) < length_B[:, None]
         mean_BD = (state_BLD.float() * inside_BL[:, :, None]).sum(1) / length_B[:, None]
         return torch.nn.functional.normalize(mean_BD, dim=1).half()[: len(lengths)].cpu().numpy()
+
+
+def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
+    """Tokenizer and causal language model in evaluation mode."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"cannot load the language model {model!r}",
+            where=folder,
+            why=str(error).splitlines()[0],
+            fix="it needs config.json, a tokenizer and safetensors weights of a causal model in transformers",
+            code="E320",
+        ) from error
+    return tokenizer, network.eval()
+
+
+def _check_model(model: str, network: Any, head: Head) -> None:
+    """Compares our way to the logits with the model's own, and looks whether it reads ahead."""
+    import torch
+
+    ids_2L = torch.arange(16).reshape(2, 8).remainder(len(head.weight_VD)).to(network.device)
+    ids_2L[1, :-1] = ids_2L[0, :-1]
+    with torch.inference_mode():
+        own_2LV = network(input_ids=ids_2L, use_cache=False).logits.float()
+        ours_2LV = head.logits(network.base_model(input_ids=ids_2L, use_cache=False).last_hidden_state)
+    largest = float(own_2LV.abs().max())
+    why = ""
+    if float((own_2LV[0, :-1] - own_2LV[1, :-1]).abs().max()) > 1e-3 * largest:
+        why = "a later token changes what it predicts for earlier ones, so it is not a causal language model"
+    elif float((own_2LV - ours_2LV).abs().max()) > 0.02 * largest:  # its own may be rounded to eight bits
+        why = "its logits are not its output layer on its last hidden state"
+    if why:
+        raise ConfigError(
+            f"token scores cannot be computed with {model!r}", why=why, fix="choose another model", code="E233"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.contexts import Contexts
-from engine.models.token_scores import TOKEN_SCORE_COLUMNS, TokenScores
+from engine.models.lm_head import Head
+from engine.models.token_rows import TOKEN_SCORE_COLUMNS
+from engine.models.token_scores import TokenScores
 from tests.token_models import make_tiny_llama
 
 torch = pytest.importorskip("torch")
@@ -55,6 +58,15 @@ def mixed_rows(n: int, seed: int = 0) -> list[tuple[str, str]]:
     return [tuple(" ".join(rng.choice(WORDS, min(rng.geometric(0.05), 100))) for _ in range(2)) for _ in range(n)]
 
 
+def tokens_of(folder: str, before: str, response: str) -> tuple[list[int], list[int]]:
+    """Both texts as one tokenisation, cut where the first token begins in the response; by counting bytes."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(before + response, add_special_tokens=False)["input_ids"]
+    starts = np.cumsum([0, *(len(token) for token in tokenizer.convert_ids_to_tokens(ids))])[:-1]
+    border = int(np.sum(starts < len(before.encode())))
+    return ids[:border], ids[border:]
+
+
 def naive(folder: str, context: list[int], response: list[int]) -> float:
     """Mean NLL in float64, one row, no padding, from the model's own logits."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
@@ -93,15 +105,13 @@ def test_equals_a_naive_computation_row_by_row(tiny: str, template: Any) -> None
         ("\u00bfqu\u00e9? \U0001f30a", "\u6d77\u6c34 \U0001f30a\u200d\U0001f9dc e\u0301"),
     ]
     found = scored(TokenScores(tiny, 1024, template, "float32", "cpu"), rows)
-    encode = transformers.AutoTokenizer.from_pretrained(tiny)
     with_prompt, alone = CONTEXTS[template]
     if template == "plain":
         with_prompt = {True: with_prompt, False: "<s>"}
     for (prompt, response), row in zip(rows, found, strict=True):
         text = with_prompt[bool(prompt)] if isinstance(with_prompt, dict) else with_prompt
-        before, bare, tokens = (
-            encode(t, add_special_tokens=False)["input_ids"] for t in (text.format(prompt), alone, response)
-        )
+        before, tokens = tokens_of(tiny, text.format(prompt), response)
+        bare, _ = tokens_of(tiny, alone, "")
         assert row["nll_conditioned"] == pytest.approx(naive(tiny, before, tokens), abs=1e-4)
         assert row["nll_alone"] == pytest.approx(naive(tiny, bare, tokens), abs=1e-4)
         counts = row["tokens_prompt"], row["tokens_response"], row["tokens_cut"]
@@ -127,32 +137,59 @@ def test_bits_do_not_depend_on_neighbours_order_split_or_threads(tiny: str, prec
     assert bits(singles) == bits(expected.slice(0, 20))
 
 
-def test_chunks_of_logits_are_of_one_size_and_do_not_matter(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = TokenScores(tiny, 1024, "chat", "float32", "cpu")
-    expected = scored(stage, mixed_rows(10))
-    seen, logits = set(), stage.head.logits
-    monkeypatch.setattr(stage.head, "chunk", 7)
-    monkeypatch.setattr(stage.head, "logits", lambda state: seen.add(tuple(state.shape)) or logits(state))
-    for row, other in zip(scored(stage, mixed_rows(10)), expected, strict=True):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_chunks_and_tiles_of_logits_do_not_matter(tiny: str, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    expected = scored(TokenScores(tiny, 1024, "chat", precision, "cpu"), mixed_rows(10))
+    monkeypatch.setattr("engine.models.lm_head.CHUNK_POSITIONS", {"cpu": 7})
+    monkeypatch.setattr("engine.models.lm_head.TILE_TOKENS", {"cpu": 33})
+    for row, other in zip(
+        scored(TokenScores(tiny, 1024, "chat", precision, "cpu"), mixed_rows(10)), expected, strict=True
+    ):
         assert [row[name] for name in SCORES] == pytest.approx([other[name] for name in SCORES], abs=1e-5)
-    assert seen == {(7, 32)}
 
 
-def test_a_large_vocabulary_makes_small_chunks(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    vocabulary = len(transformers.AutoTokenizer.from_pretrained(tiny))
-    monkeypatch.setattr("engine.models.causal.LOGIT_BYTES", {"cpu": 4 * vocabulary * 5 + 3})
-    assert TokenScores(tiny, device="cpu").head.chunk == 5
-    monkeypatch.setattr("engine.models.causal.LOGIT_BYTES", {"cpu": 1})
-    assert TokenScores(tiny, device="cpu").head.chunk == 1
+@pytest.mark.parametrize("kind", ["plain", "bias", "scale", "cap"])
+def test_the_head_in_bfloat16_loses_next_to_nothing(kind: str) -> None:
+    """Against float64 on the same rounded weights, with logits as large as GPT-2's (about -100, a few units apart)."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(64, 5000, bias=kind == "bias")
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(5000, 64, generator=generator) * 0.4 - 1.5)
+    layer.bfloat16().requires_grad_(False)
+    state_PD = (torch.randn(300, 64, generator=generator) + 1.0).bfloat16()
+    special = {"cap": {"final_logit_softcapping": 90.0}, "scale": {"logits_scaling": 2.0}}.get(kind, {})
+    config = types.SimpleNamespace(**special)
+    network = types.SimpleNamespace(
+        get_output_embeddings=lambda: layer, config=types.SimpleNamespace(get_text_config=lambda: config)
+    )
+    logits_PV = torch.nn.functional.linear(
+        state_PD.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double()
+    )
+    if kind == "scale":
+        logits_PV /= 2.0
+    if kind == "cap":
+        logits_PV = 90.0 * torch.tanh(logits_PV / 90.0)
+    assert float(logits_PV.mean()) < -40
+    likely_P = logits_PV.argmax(1)
+    for targets_P in (likely_P, torch.randint(0, 5000, (300,), generator=generator)):
+        expected_P = torch.nn.functional.cross_entropy(logits_PV, targets_P, reduction="none")
+        with torch.inference_mode():
+            found_P = Head(network, "cpu").nll(state_PD, targets_P).double()
+        error_P = found_P - expected_P
+        assert float((error_P.abs() - expected_P / 256).max()) < 1e-3
+        assert abs(float(error_P.mean())) < 3e-3
+        if kind == "plain" and targets_P is likely_P:
+            rounded_PV = torch.nn.functional.linear(state_PD, layer.weight).double()
+            rounded_P = torch.nn.functional.cross_entropy(rounded_PV, targets_P, reduction="none")
+            assert float(error_P.abs().mean()) < float((rounded_P - expected_P).abs().mean()) / 20
 
 
 def test_several_turns_score_the_last_response_given_everything_before(tiny: str) -> None:
     turns = ("why is water wet ?", "is it ?", "sort the list", "the sea")
     stage = TokenScores(tiny, 1024, "chat", "float32", "cpu")
     (row,) = scored(stage, [turns])
-    encode = transformers.AutoTokenizer.from_pretrained(tiny)
     text = "<s>[user]\nwhy is water wet ?</s>\n[assistant]\nis it ?</s>\n[user]\nsort the list</s>\n[assistant]\n"
-    before, response = (encode(t, add_special_tokens=False)["input_ids"] for t in (text, "the sea"))
+    before, response = tokens_of(tiny, text, "the sea")
     assert row["nll_conditioned"] == pytest.approx(naive(tiny, before, response), abs=1e-4)
     assert (row["tokens_prompt"], row["tokens_response"]) == (len(before), len(response))
     (last,) = scored(stage, [turns[-2:]])
@@ -160,15 +197,14 @@ def test_several_turns_score_the_last_response_given_everything_before(tiny: str
     assert row["nll_conditioned"] != last["nll_conditioned"]
     (plain,) = scored(TokenScores(tiny, 1024, "plain", "float32", "cpu"), [turns])
     text = "<s>user: why is water wet ?\nassistant: is it ?\nuser: sort the list\n"
-    assert plain["tokens_prompt"] == len(encode(text, add_special_tokens=False)["input_ids"])
+    assert plain["tokens_prompt"] == len(tokens_of(tiny, text, "the sea")[0])
 
 
 def test_a_long_response_is_cut_alike_in_both_passes_and_a_long_prompt_is_an_error(tiny: str) -> None:
     stage = TokenScores(tiny, 60, "plain", "float32", "cpu")
     response = "write a poem about the sea " * 20
     found = scored(stage, [("why ?", response), ("sea " * 59, response), ("sea " * 200, "x"), ("why ?", "wet")])
-    encode = transformers.AutoTokenizer.from_pretrained(tiny)
-    before, tokens = (encode(t, add_special_tokens=False)["input_ids"] for t in ("<s>why ?\n", response))
+    before, tokens = tokens_of(tiny, "<s>why ?\n", response)
     kept = tokens[: 60 - len(before)]
     assert found[0]["nll_conditioned"] == pytest.approx(naive(tiny, before, kept), abs=1e-4)
     assert found[0]["nll_alone"] == pytest.approx(naive(tiny, [0], kept), abs=1e-4)
@@ -185,9 +221,11 @@ def test_a_refused_conversation_is_an_error_row(tmp_path: Path) -> None:
     folder = make_tiny_llama(tmp_path / "m", WORDS, template=refuses)
     stage = TokenScores(str(folder), device="cpu")
     assert stage.contexts.alone == [0]  # the template opens no turn, so the start token stands in
-    found = scored(stage, [("a", "b", "c", "d"), ("a", "b")])
+    found = scored(stage, [("a", "b", "c", "d"), ("a", " b"), ("the se", "a"), ("the se", "a sort")])
     assert found[0]["error"] == "the chat template refuses the row: one turn"
     assert found[1]["error"] is None and found[1]["tokens_prompt"] == 1
+    assert found[2]["error"] == "the response has no tokens of its own"  # "sea" is one token
+    assert found[3]["error"] is None and found[3]["tokens_response"] == len(tokens_of(str(folder), "", " sort")[1])
     empty = stage(pool_table([]))
     assert empty.num_rows == 0 and empty.schema.names == [field.name for field in TOKEN_SCORE_COLUMNS]
     assert stage(pool_table([("a", "b", "c", "d")])).to_pylist()[0]["nll_alone"] is None
@@ -238,8 +276,7 @@ def test_other_ways_to_make_logits(tiny: str, tmp_path: Path, kind: str) -> None
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
     (row,) = scored(TokenScores(str(tmp_path), 1024, "plain", "float32", "cpu"), [("why ?", "the sea")])
-    encode = transformers.AutoTokenizer.from_pretrained(tiny)
-    before, response = (encode(t, add_special_tokens=False)["input_ids"] for t in ("<s>why ?\n", "the sea"))
+    before, response = tokens_of(tiny, "<s>why ?\n", "the sea")
     assert row["nll_conditioned"] == pytest.approx(naive(str(tmp_path), before, response), abs=1e-4)
 
 
