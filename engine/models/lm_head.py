@@ -7,9 +7,9 @@ bits beside any others, and memory does not grow with text or vocabulary.
 
 With bfloat16 weights, l_y is computed in float32 first and subtracted *inside* the matrix product: three more columns
 hold it exactly (8 bits each), and products are summed in float32. Rounding the result to bfloat16 then costs a
-relative 2^-8 of each difference to the target at most, and nothing where a token is likely; rounded logits themselves would be
-wrong by hundredths of a nat. It is ours, and several times faster than logits in float32. Models that bend their
-logits (Gemma 2) take the float32 way.
+relative 2^-8 of each difference to the target at most, and nothing where a token is likely; rounded logits themselves
+would be wrong by hundredths of a nat. It is ours, and several times faster than logits in float32. Models that bend
+their logits (Gemma 2) take the float32 way.
 
 It refuses to know texts and scores.
 
