@@ -169,23 +169,48 @@ def confirm_cost(config: Any) -> None:
 def plan(
     target: Annotated[str, typer.Argument(help="YAML file or recipe.")],
     rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
+    nodes: Annotated[str | None, typer.Option(help="Nodes as COUNTxCPUS:GPUS:GB,...; default: this machine.")] = None,
     as_json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Says what the paid calls of a run will cost, before any is made."""
-    from engine.paid.plan import estimate
+    """Says what the paid calls of a run will cost and where its models go, before anything is started."""
+    from engine.paid.estimate import estimate
     from engine.paid.service import paid_backends
     from engine.settings import load_config
 
     config = load_config(target, rest or [])
     found = estimate(config) if paid_backends(config) else {}
+    placed = placement(config, nodes) if config.runtime.mode == "ray" else []
     if as_json:
+        found["placement"] = [
+            {"phase": one.name, "releases": one.released, "replicas": one.replicas_per_node()} for one in placed
+        ]
         print(json.dumps(found, indent=1))
     elif found:
         from engine.paid.plan_view import render
 
         Console().print(render(found))
     else:
-        print("nothing in this config makes paid calls")
+        print("no generator or judge of this config makes paid calls")
+    if placed and not as_json:
+        from engine.placement import describe
+
+        print("\n".join(["", f"where models go, on {nodes or 'this machine'}:", *describe(placed)]))
+
+
+def placement(config: Any, nodes: str | None) -> Any:
+    """Every phase of a run on nodes that are only described.
+
+    Raises:
+        EnvironmentProblem: something does not fit.
+    """
+    from actors.cluster import ClusterResources, NodeResources
+    from actors.cluster import plan as size
+    from engine.plan_run import parse_nodes, place_run, this_machine
+
+    cluster = parse_nodes(nodes) if nodes else [this_machine()]
+    has = ClusterResources(tuple(NodeResources(n.cpus, n.gpus) for n in cluster), sum(n.memory_gb for n in cluster))
+    sizes = size(has, config.runtime)
+    return place_run(config, cluster, sizes.workers, sizes.pass_cpus)
 
 
 def make_runtime(config: Any, observer: Any) -> Any:
@@ -196,10 +221,16 @@ def make_runtime(config: Any, observer: Any) -> Any:
         return LocalRuntime(observer, shards=config.runtime.shards or 1)
     from actors.cluster import check_same_code, connect, plan
     from actors.runtime import RayRuntime
+    from engine.placement import Node, describe
+    from engine.plan_run import place_run
 
     has = connect(config.runtime.address)
     sizes = plan(has, config.runtime)
     observer.note(sizes.describe(has))
+    nodes = [Node(f"node {number}", node.cpus, int(node.gpus)) for number, node in enumerate(has.nodes, 1)]
+    placed = place_run(config, nodes, sizes.workers, sizes.pass_cpus)
+    for line in describe(placed) if len(placed) > 1 else []:
+        observer.note(line)
     check_same_code()
     return RayRuntime(sizes, observer)
 

@@ -100,7 +100,9 @@ def test_the_plan_as_text(
     assert "judge m" in tell(capsys, "plan", *words(small_pool, undisturbed, judge(server), "recipe.max_rounds=4")).out
     free = tell(capsys, "plan", "random", small_pool)
     assert free.code == 0
-    assert "makes paid calls" in free.out
+    assert "makes paid calls" in free.out and "passes over the pool: workers: " in free.out
+    large = tell(capsys, "plan", "random", small_pool, "--nodes", "2x16", "--json").json
+    assert large["placement"][0]["replicas"] == {"workers": {"node 1": 16, "node 2": 16}}
 
 
 def test_the_plan_of_a_finished_run_is_nothing_and_writes_nothing(
