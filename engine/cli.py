@@ -17,7 +17,7 @@ from rich.console import Console
 
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.console import print_error
-from engine.errors import ConfigError, IterselectError
+from engine.errors import ConfigError, EnvironmentProblem, IterselectError
 from engine.recipes import RECIPES, load_recipe
 
 app = typer.Typer(
@@ -181,9 +181,7 @@ def plan(
     found = estimate(config) if paid_backends(config) else {}
     placed = placement(config, nodes) if config.runtime.mode == "ray" else []
     if as_json:
-        found["placement"] = [
-            {"phase": one.name, "releases": one.released, "replicas": one.replicas_per_node()} for one in placed
-        ]
+        found["placement"] = [one.facts() for one in placed]
         print(json.dumps(found, indent=1))
     elif found:
         from engine.paid.plan_view import render
@@ -211,6 +209,35 @@ def placement(config: Any, nodes: str | None) -> Any:
     has = ClusterResources(tuple(NodeResources(n.cpus, n.gpus) for n in cluster), sum(n.memory_gb for n in cluster))
     sizes = size(has, config.runtime)
     return place_run(config, cluster, sizes.workers, sizes.pass_cpus)
+
+
+@app.command()
+def doctor(
+    target: Annotated[str | None, typer.Argument(help="YAML file or recipe to check the machine for.")] = None,
+    rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to reach; default: the config's.")] = None,
+    as_json: Json = False, debug: Debug = False,
+) -> int:  # fmt: skip
+    """Checks this machine: versions, memory, disk, Ray, models, endpoints. Exit code 3 when something fails."""
+    from engine.doctor import check_machine, installed
+    from engine.doctor_config import check_config
+    from engine.settings import load_config
+
+    config = load_config(target, rest or []) if target else None
+    checks = check_machine(config)
+    if installed("ray"):
+        from actors.doctor import check_ray
+
+        checks.append(check_ray(address or (config.runtime.address if config else None)))
+    checks += check_config(config) if config else []
+    failed = any(check.status == "fail" for check in checks)
+    if as_json:
+        print(json.dumps({"ok": not failed, "checks": [vars(check) for check in checks]}, indent=1))
+    else:
+        from engine.console import print_checks
+
+        print_checks(checks, Console())
+    return EnvironmentProblem.exit_code if failed else 0
 
 
 def make_runtime(config: Any, observer: Any) -> Any:

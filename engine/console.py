@@ -13,6 +13,7 @@ from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
+from engine.doctor import Check
 from engine.errors import IterselectError
 from engine.events import StepSummary
 from engine.screen import (
@@ -164,6 +165,17 @@ def print_status(status: Mapping[str, Any], console: Console) -> None:
     for name, value in facts.items():
         if value not in (None, ""):
             print_line(console, labelled(f"{name:<10}", value))
+
+
+def print_checks(checks: Sequence[Check], console: Console) -> None:
+    """One line for each check of `iterselect doctor`, and what to do below it."""
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    width = max(len(check.name) for check in checks) + 2
+    for check in checks:
+        head = Text(f"{check.status:<6}", style=styles[check.status]).append(f"{check.name:<{width}}", style="default")
+        print_line(console, head.append(line(check.found), style="default"))
+        if check.fix:
+            print_line(console, labelled(" " * 6 + "fix: ", check.fix))
 
 
 def print_error(error: BaseException, console: Console, debug: bool) -> None:

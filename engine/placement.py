@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from engine.errors import EnvironmentProblem
 
@@ -93,6 +94,10 @@ class PhasePlan:
         for one in self.placed:
             found.setdefault(one.model, Counter())[one.nodes[0]] += 1
         return {model: dict(nodes) for model, nodes in found.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"phase": self.name, "releases": list(self.released), "replicas": self.replicas_per_node()}
 
 
 class _Free:
