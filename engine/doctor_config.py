@@ -1,6 +1,7 @@
 """What `iterselect doctor` says of a config: are its models here, and do its endpoints answer?
 
-An endpoint is asked once, GET /models, which costs nothing: is it there, does it take the key, has it the model? The answer of a server is data: nothing of it is shown but a status and a count. The key goes to the configured address
+An endpoint is asked once, GET /models, which costs nothing: is it there, does it take the key, has it the model? The
+answer of a server is data: nothing of it is shown but a status and a count. The key goes to the configured address
 only, since redirects are not followed, and appears nowhere.
 """
 

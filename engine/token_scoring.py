@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.artifacts import Step
 from engine.backends import pinned
@@ -44,6 +43,24 @@ class LanguageModelConfig(CausalModelConfig):
         default="chat",
         description="How prompt and response become one text; chat: the model's own template, plain if it has none",
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where the processor has it; see docs/vllm.md on what it costs"
+    )
+    backend: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="What runs the model; vllm: for models above about 2B, on GPUs"
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="With backend vllm: arguments of its engine, passed verbatim, e.g. {tensor_parallel_size: 4}",
+    )
+
+    @model_validator(mode="after")
+    def _engine_args_have_an_engine(self) -> LanguageModelConfig:
+        if self.engine_args and self.backend != "vllm":
+            raise ValueError("engine_args needs backend vllm")
+        if found := sorted({"model", "dtype", "max_model_len"} & self.engine_args.keys()):
+            raise ValueError(f"engine_args must not set {', '.join(found)}: model, precision and max_tokens do")
+        return self
 
     def shared(self) -> dict[str, Any]:
         """These settings alone, of a model that has more."""
@@ -67,25 +84,30 @@ def model_pass(
         inputs: steps among its arguments, by name.
 
     Raises:
-        EnvironmentProblem: E320, the model is not here.
+        EnvironmentProblem: E320, the model is not here; E350, the backend is vllm and vLLM is not installed.
         TooManyFailures: E600, more rows than `max_failed` have no score.
     """
     from engine.models.encoder import resolve_precision
     from engine.models.token_rows import TOKEN_SCORE_COLUMNS
     from engine.models.token_scores import TokenScores
+    from engine.models.vllm_token_scores import VllmTokenScores
 
     # A GPU rounds differently, so the device is part of what is hashed.
     device = "cuda" if context.config.runtime.gpus else "cpu"
     chosen = {"model": config.model, "max_tokens": config.max_tokens, **further, "device": device}
     chosen["precision"] = resolve_precision(config.precision, device)
+    factory: type[TokenScores] | type[VllmTokenScores] = TokenScores
+    if config.backend == "vllm":  # the way of transformers stays known by what it was known by before
+        factory = VllmTokenScores
+        chosen |= {"engine_args": dict(config.engine_args)}
     settings, identity = pinned("token_scores", chosen)
     target = context.step("token_scores", identity, [context.pool.fingerprint], version=2)
     stage = StageSpec(
-        name=name,
+        name="token_scores",
         factory=factory,
-        kwargs={**settings, "weights": identity["model"], **steps},
+        kwargs={**settings, "weights": identity["model"]},
         columns_in=factory.columns_in,
-        columns_out=columns_out,
+        columns_out=TOKEN_SCORE_COLUMNS,
         resources=context.resources(),
     )
     record = context.runtime.map_parts(stage, context.pool, target)
