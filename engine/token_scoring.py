@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from engine.artifacts import Step
@@ -28,7 +29,7 @@ class CausalModelConfig(Strict):
         default=1024, ge=8, description="Longest prompt plus response; a longer response is cut, at its end"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where the processor has it; logits are float32 in any case"
+        default="auto", description="auto: bfloat16 where the processor has it; see docs/vllm.md on what it costs"
     )
 
     def taken_by(self, score: type[Strict]) -> dict[str, Any]:
@@ -43,9 +44,7 @@ class LanguageModelConfig(CausalModelConfig):
         default="chat",
         description="How prompt and response become one text; chat: the model's own template, plain if it has none",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where the processor has it; see docs/vllm.md on what it costs"
-    )
+
     backend: Literal["transformers", "vllm"] = Field(
         default="transformers", description="What runs the model; vllm: for models above about 2B, on GPUs"
     )
@@ -75,6 +74,7 @@ def model_pass(
     config: CausalModelConfig,
     further: Mapping[str, Any],
     inputs: Mapping[str, Step] | None = None,
+    version: int = 1,
 ) -> Step:
     """A pass of a language model over the pool: the step `name`, parallel to the pool's parts.
 
@@ -82,32 +82,28 @@ def model_pass(
         factory: the stage; takes model, max_tokens, precision, device, weights, and what follows.
         further: its other arguments, JSON-able.
         inputs: steps among its arguments, by name.
+        version: of the step, raised when the code changes its bytes.
 
     Raises:
-        EnvironmentProblem: E320, the model is not here; E350, the backend is vllm and vLLM is not installed.
+        EnvironmentProblem: E320, the model is not here.
         TooManyFailures: E600, more rows than `max_failed` have no score.
     """
     from engine.models.encoder import resolve_precision
-    from engine.models.token_rows import TOKEN_SCORE_COLUMNS
-    from engine.models.token_scores import TokenScores
-    from engine.models.vllm_token_scores import VllmTokenScores
 
     # A GPU rounds differently, so the device is part of what is hashed.
     device = "cuda" if context.config.runtime.gpus else "cpu"
     chosen = {"model": config.model, "max_tokens": config.max_tokens, **further, "device": device}
     chosen["precision"] = resolve_precision(config.precision, device)
-    factory: type[TokenScores] | type[VllmTokenScores] = TokenScores
-    if config.backend == "vllm":  # the way of transformers stays known by what it was known by before
-        factory = VllmTokenScores
-        chosen |= {"engine_args": dict(config.engine_args)}
-    settings, identity = pinned("token_scores", chosen)
-    target = context.step("token_scores", identity, [context.pool.fingerprint], version=2)
+    settings, identity = pinned(name, chosen)
+    steps = dict(inputs or {})
+    fingerprints = [step.fingerprint for step in steps.values()]
+    target = context.step(name, identity, [context.pool.fingerprint, *fingerprints], version)
     stage = StageSpec(
-        name="token_scores",
+        name=name,
         factory=factory,
-        kwargs={**settings, "weights": identity["model"]},
+        kwargs={**settings, "weights": identity["model"], **steps},
         columns_in=factory.columns_in,
-        columns_out=TOKEN_SCORE_COLUMNS,
+        columns_out=columns_out,
         resources=context.resources(),
     )
     record = context.runtime.map_parts(stage, context.pool, target)
@@ -116,11 +112,20 @@ def model_pass(
 
 
 def token_scores(context: Context, config: LanguageModelConfig) -> Step:
-    """The step `token_scores`: `row` and TOKEN_SCORE_COLUMNS. Raises: as `model_pass`."""
-    from engine.models.token_scores import TOKEN_SCORE_COLUMNS, TokenScores
+    """The step `token_scores`: `row` and TOKEN_SCORE_COLUMNS.
 
-    template = {"template": config.template}
-    return model_pass(context, "token_scores", TokenScores, TOKEN_SCORE_COLUMNS, config, template)
+    Raises:
+        EnvironmentProblem: E350, the backend is vllm and vLLM is not installed. Otherwise as `model_pass`.
+    """
+    from engine.models.token_rows import TOKEN_SCORE_COLUMNS
+    from engine.models.token_scores import TokenScores
+    from engine.models.vllm_token_scores import VllmTokenScores
+
+    further: dict[str, Any] = {"template": config.template}
+    factory: Any = TokenScores
+    if config.backend == "vllm":
+        factory, further = VllmTokenScores, {**further, "engine_args": dict(config.engine_args)}
+    return model_pass(context, "token_scores", factory, TOKEN_SCORE_COLUMNS, config, further, version=2)
 
 
 def digits(context: Context, config: CausalModelConfig, prompt: Mapping[str, Any], template: str, turns: str) -> Step:

@@ -1,24 +1,18 @@
 """A causal language model for scoring: its tokenizer, its layers, and the way from hidden states to log-probabilities.
 
-Logits are made here and not by the model, so that they are float32 and never all in memory at once; at loading it is
-checked that they are the model's own. It refuses to know texts, prompts and scores.
-
-Shape letters: D width of the model, P scored positions, T positions of a chunk, V vocabulary.
+Logits are made by engine/models/lm_head.py and not by the model, so that they are never all in memory at once; at
+loading it is checked that they are the model's own. It refuses to know texts, prompts and scores.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.encoder import Precision, checked_folder, resolve_model, resolve_precision
-
-# Float32 logits of one chunk, in bytes; torch holds about three arrays of this size, per thread.
-LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
-_MOST_CHUNK_POSITIONS = {"cpu": 256, "cuda": 4096}
+from engine.models.lm_head import Head
 
 
 class CausalModel:
@@ -26,7 +20,7 @@ class CausalModel:
 
     Args:
         model: folder or Hugging Face id of a causal language model with safetensors weights; its code is never run.
-        precision: of weights and layers; logits and everything after them are float32. "auto": see
+        precision: of weights and layers; for logits see engine/models/lm_head.py. "auto": see
             `engine.models.encoder.resolve_precision`.
         device: "cpu", "cuda", or "auto": cuda when there is one.
         weights: fingerprint that the model's files must have; "" accepts any.
@@ -48,6 +42,7 @@ class CausalModel:
         folder = checked_folder(model, weights)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.tokenizer, network = _load(model, folder, getattr(torch, resolve_precision(precision, self.device)))
+        _put_faster_layers(network)
         network.to(self.device)
         self.body, self.head = network.base_model, Head(network, self.device)
         self._positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
@@ -73,56 +68,6 @@ def count_parameters(model: str) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-class Head:
-    """From hidden states to token NLL, without ever holding the logits of more than one chunk.
-
-    The weights are held in float32, since logits of eight bits would be wrong by hundredths of a nat.
-
-    Args:
-        network: causal language model of transformers.
-        device: "cpu" or "cuda".
-    """
-
-    def __init__(self, network: Any, device: str) -> None:
-        layer, config = network.get_output_embeddings(), network.config.get_text_config()
-        self.weight_VD: Any = layer.weight.detach().float()
-        self.bias_V: Any = None if getattr(layer, "bias", None) is None else layer.bias.detach().float()
-        # Gemma caps its logits, Cohere multiplies and Granite divides them.
-        self.cap = getattr(config, "final_logit_softcapping", None)
-        self.scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        fitting = LOGIT_BYTES[device] // (4 * len(self.weight_VD))
-        self.chunk = max(1, min(fitting, _MOST_CHUNK_POSITIONS[device]))
-
-    def only(self, tokens: list[int]) -> Head:
-        """The same head for some tokens of the vocabulary, in the order given."""
-        part = copy.copy(self)
-        part.weight_VD = self.weight_VD[tokens]
-        part.bias_V = None if self.bias_V is None else self.bias_V[tokens]
-        return part
-
-    def logits(self, state_TD: Any) -> Any:
-        """(T, V) float32 logits of (T, D) hidden states."""
-        import torch
-
-        logits_TV = torch.nn.functional.linear(state_TD.float(), self.weight_VD, self.bias_V)
-        if self.scale != 1.0:
-            logits_TV *= self.scale
-        return self.cap * torch.tanh(logits_TV / self.cap) if self.cap else logits_TV
-
-    def nll(self, state_PD: Any, targets_P: Any) -> Any:
-        """(P,) float32 -log p(target | state), in chunks of one fixed shape, the last one filled up with zeros."""
-        import torch
-
-        missing = -len(state_PD) % self.chunk
-        states = torch.nn.functional.pad(state_PD, (0, 0, 0, missing)).split(self.chunk)
-        targets = torch.nn.functional.pad(targets_P, (0, missing)).split(self.chunk)
-        found = []
-        for state_TD, target_T in zip(states, targets, strict=True):
-            logits_TV = self.logits(state_TD)
-            found.append(logits_TV.logsumexp(1) - logits_TV.gather(1, target_T[:, None])[:, 0])
-        return torch.cat(found)[: len(state_PD)]
-
-
 def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
     """Tokenizer and causal language model in evaluation mode."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -143,6 +88,24 @@ def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
             code="E320",
         ) from error
     return tokenizer, network.eval()
+
+
+def _put_faster_layers(network: Any) -> None:
+    """GPT-2 keeps its weights the wrong way round for the kernels and spells out its activation in eight operations.
+    The same formulas in the form of other models take a sixth less time; they round differently, in the last bits."""
+    import torch
+    from transformers.activations import NewGELUActivation
+    from transformers.pytorch_utils import Conv1D
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+            elif isinstance(child, Conv1D):
+                linear = torch.nn.Linear(child.nx, child.nf, device="meta")
+                linear.weight = torch.nn.Parameter(child.weight.detach().t().contiguous(), requires_grad=False)
+                linear.bias = child.bias
+                setattr(module, name, linear)
 
 
 def _check_model(model: str, network: Any, head: Head) -> None:

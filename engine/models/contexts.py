@@ -73,6 +73,15 @@ class Contexts:
         """Token ids of a text, none added."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, none added."""
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+    def before(self, messages: str, tools: str, system: str, prompt: str) -> list[int]:
+        """Token ids of `text_before` by itself, at least one; for texts that nothing follows directly."""
+        start = [] if self.template == "chat" else self.start
+        return [*start, *self.encode(self.text_before(messages, tools, system, prompt))] or self.alone
+
     def split_all(self, before: list[str], responses: list[str]) -> list[tuple[list[int], list[int]]]:
         """Token ids of each context, at least one, and of the response that follows it.
 
@@ -101,7 +110,7 @@ class Contexts:
             jinja2.TemplateError, ValueError, TypeError: the chat template refuses the conversation.
         """
         if self.template == "chat":
-            return self._render(json.loads(messages)[:-1], json.loads(tools) if tools else None, opened=True)
+            return self.render(json.loads(messages)[:-1], json.loads(tools) if tools else None, opened=True)
         if self.template == "alpaca":
             return f"{system or _ALPACA_OPENING}\n\n### Instruction:\n{prompt}\n\n{_ALPACA_MARKER}"
         return "".join(f"{part}\n" for part in (system, prompt) if part)
@@ -120,7 +129,7 @@ class Contexts:
 
         turns = [{"role": "user", "content": "x"}]
         try:
-            closed, opened = (self.render(turns, opened=flag) for flag in (False, True))
+            closed, opened = (self.render(turns, None, opened=flag) for flag in (False, True))
         except (TemplateError, ValueError, TypeError) as error:
             raise ConfigError(
                 "the chat template cannot write a single user message",

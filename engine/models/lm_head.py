@@ -19,6 +19,7 @@ vocabulary, W tokens of a tile.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -53,9 +54,17 @@ class Head:
         if self.halved:
             ones_V3 = self.weight_VD.new_ones(len(self.weight_VD), 3)
             extra = [ones_V3] if self.bias_V is None else [ones_V3, _in_eighths(self.bias_V)]
-            self.wide_VK = _aligned(torch.cat([self.weight_VD, *extra], 1))
+            self.wide_VK: Any = _aligned(torch.cat([self.weight_VD, *extra], 1))
         else:
             self.weight_VD = self.weight_VD.float()
+
+    def only(self, tokens: list[int]) -> Head:
+        """The logits of some tokens of the vocabulary, in the order given; it has no `nll`."""
+        part = copy.copy(self)
+        part.weight_VD = self.weight_VD[tokens].float()
+        part.bias_V = None if self.bias_V is None else self.bias_V[tokens]
+        part.wide_VK = None
+        return part
 
     def logits(self, state_TD: Any) -> Any:
         """(T, V) float32 logits of (T, D) hidden states."""

@@ -25,8 +25,7 @@ import pyarrow as pa
 from engine.models.batching import Batch, fixed_batches, pad_batch
 from engine.models.causal import CausalModel
 from engine.models.contexts import Contexts, Template
-from engine.models.encoder import BATCH_TOKENS, Precision, fingerprint, resolve_model, resolve_precision
-from engine.models.lm_head import Head
+from engine.models.encoder import BATCH_TOKENS, Precision
 from engine.models.threads import map_batches_on_cpu
 from engine.models.token_rows import COLUMNS_IN, Tokens, score_table, tokenize_rows
 
@@ -50,9 +49,8 @@ class TokenScores:
             FixedSizeList<float16>[D] (Cherry, step 1), null in error rows.
 
     Raises:
-        EnvironmentProblem: E320, the model cannot be loaded; E321, it is not the one of `weights`.
-        ConfigError: E230 or E231, the tokenizer will not do (see `Contexts`); E233, not a causal model, or logits made
-            in a way that is not known here.
+        EnvironmentProblem, ConfigError: as `CausalModel`.
+        ConfigError: E230 or E231, the tokenizer will not do (see `Contexts`).
     """
 
     columns_in: ClassVar[tuple[str, ...]] = COLUMNS_IN
@@ -67,24 +65,10 @@ class TokenScores:
         weights: str = "",
         hidden: bool = False,
     ) -> None:
-        import torch
-
-        folder = resolve_model(model)
-        if weights not in ("", found := fingerprint(folder)):
-            raise EnvironmentProblem(
-                f"the model {model!r} has other files here ({found}) than where the run was started ({weights})",
-                fix="give every machine the same copy of the model, or put it on a path they share",
-                code="E321",
-            )
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        tokenizer, network = _load(model, folder, getattr(torch, resolve_precision(precision, self.device)))
-        _put_faster_layers(network)
-        network.to(self.device)
-        self.contexts = Contexts(tokenizer, template)
-        self.body, self.head, self.hidden = network.base_model, Head(network, self.device), hidden
-        positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-        self.max_tokens = min(max_tokens, positions or max_tokens)
-        _check_model(model, network, self.head)
+        causal = CausalModel(model, precision, device, weights)
+        self.device, self.body, self.head = causal.device, causal.body, causal.head
+        self.contexts, self.hidden = Contexts(causal.tokenizer, template), hidden
+        self.max_tokens = causal.window(max_tokens)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """N rows with `columns_in`; returns `TOKEN_SCORE_COLUMNS`, with `vector` before `error` if asked for."""
@@ -143,64 +127,3 @@ class TokenScores:
         inside_BL = torch.arange(state_BLD.shape[1], device=self.device) < length_B[:, None]
         mean_BD = (state_BLD.float() * inside_BL[:, :, None]).sum(1) / length_B[:, None]
         return torch.nn.functional.normalize(mean_BD, dim=1).half()[: len(lengths)].cpu().numpy()
-
-
-def _load(model: str, folder: str, dtype: Any) -> tuple[Any, Any]:
-    """Tokenizer and causal language model in evaluation mode."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cannot load the language model {model!r}",
-            where=folder,
-            why=str(error).splitlines()[0],
-            fix="it needs config.json, a tokenizer and safetensors weights of a causal model in transformers",
-            code="E320",
-        ) from error
-    return tokenizer, network.eval()
-
-
-def _put_faster_layers(network: Any) -> None:
-    """GPT-2 keeps its weights the wrong way round for the kernels and spells out its activation in eight operations.
-    The same formulas in the form of other models take a sixth less time; they round differently, in the last bits."""
-    import torch
-    from transformers.activations import NewGELUActivation
-    from transformers.pytorch_utils import Conv1D
-
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, torch.nn.GELU(approximate="tanh"))
-            elif isinstance(child, Conv1D):
-                linear = torch.nn.Linear(child.nx, child.nf, device="meta")
-                linear.weight = torch.nn.Parameter(child.weight.detach().t().contiguous(), requires_grad=False)
-                linear.bias = child.bias
-                setattr(module, name, linear)
-
-
-def _check_model(model: str, network: Any, head: Head) -> None:
-    """Compares our way to the logits with the model's own, and looks whether it reads ahead."""
-    import torch
-
-    ids_2L = torch.arange(16).reshape(2, 8).remainder(len(head.weight_VD)).to(network.device)
-    ids_2L[1, :-1] = ids_2L[0, :-1]
-    with torch.inference_mode():
-        own_2LV = network(input_ids=ids_2L, use_cache=False).logits.float()
-        ours_2LV = head.logits(network.base_model(input_ids=ids_2L, use_cache=False).last_hidden_state)
-    largest = float(own_2LV.abs().max())
-    why = ""
-    if float((own_2LV[0, :-1] - own_2LV[1, :-1]).abs().max()) > 1e-3 * largest:
-        why = "a later token changes what it predicts for earlier ones, so it is not a causal language model"
-    elif float((own_2LV - ours_2LV).abs().max()) > 0.02 * largest:  # its own may be rounded to eight bits
-        why = "its logits are not its output layer on its last hidden state"
-    if why:
-        raise ConfigError(
-            f"token scores cannot be computed with {model!r}", why=why, fix="choose another model", code="E233"
-        )

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.contexts import Contexts, Template
-from engine.models.encoder import Precision, fingerprint, resolve_model, resolve_precision
+from engine.models.encoder import Precision, checked_folder, resolve_precision
 from engine.models.token_rows import COLUMNS_IN, Tokens, score_table, tokenize_rows
 
 _CPU_KV_CACHE_BYTES = 256 << 20  # requests in work at a time need no more; vLLM refuses to choose on a CPU
@@ -68,13 +68,7 @@ class VllmTokenScores:
                 fix="pip install 'iterselect[vllm]' on every node, or use backend transformers",
                 code="E350",
             )
-        folder = resolve_model(model)
-        if weights not in ("", found := fingerprint(folder)):
-            raise EnvironmentProblem(
-                f"the model {model!r} has other files here ({found}) than where the run was started ({weights})",
-                fix="give every machine the same copy of the model, or put it on a path they share",
-                code="E321",
-            )
+        folder = checked_folder(model, weights)
         from transformers import AutoConfig, AutoTokenizer
 
         self.contexts = Contexts(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), template)
