@@ -103,9 +103,10 @@ def read_subsets(rule: FitRule, outcome: str) -> Iterator[Subset]:
 def _subset(where: str, line: Any, rule: FitRule, outcome: str) -> Subset:
     found = line if isinstance(line, dict) else {}
     value, ids, name = found.get(outcome), found.get("ids"), found.get("subset")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    by_ids = isinstance(ids, list) and ids and all(isinstance(key, str) for key in ids)
-    if not number or not (by_ids if rule.column is None else isinstance(name, (str, int))):
+    known = isinstance(ids, list) and ids and all(isinstance(key, str) for key in ids)
+    if rule.column is not None:
+        known = isinstance(name, (str, int))
+    if not known or not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         rows = "`ids`, a list of row ids" if rule.column is None else f"`subset`, a value of column {rule.column}"
         raise DataError("not a subset", where=where, fix=f"a line has {rows}, and `{outcome}`, a number", code="E431")
     return Subset(where, ids, None if rule.column is None else str(name), float(value))

@@ -22,19 +22,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig
-from engine.greedy_selection import TEXT
+from engine.greedy_selection import PairConfig
 from engine.scoring.targets import TargetSimilarity
 from engine.selecting.targets import RoundRobin
 from engine.targets import TargetConfig
 
 
-class Config(TargetConfig, RecipeConfig):
+class Config(PairConfig, TargetConfig, RecipeConfig):
     name: Literal["rds_plus"] = "rds_plus"
-    text: Literal["prompt", "pair"] = Field(default="pair", description=TEXT)
 
 
 def composition(config: Config) -> Composition:

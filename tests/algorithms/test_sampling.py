@@ -77,3 +77,22 @@ def test_draw_is_the_same_for_any_shards(seed: int, num_rows: int, num_groups: i
     picked = [piece[smallest_per_group(groups[piece], keys[piece], quotas_K)] for piece in pieces]
     together = np.concatenate(picked)
     assert together[smallest_per_group(groups[together], keys[together], quotas_K)].tolist() == expected
+
+
+def test_every_cluster_gives_at_least_so_many() -> None:
+    counts = np.array([1, 900, 2, 97, 0, 40])
+    assert cluster_quotas(counts, 20, "proportional").tolist() == [0, 17, 0, 2, 0, 1]
+    assert cluster_quotas(counts, 20, "proportional", least=1).tolist() == [1, 15, 1, 2, 0, 1]
+    assert cluster_quotas(counts, 20, "proportional", least=3).tolist() == [1, 11, 2, 3, 0, 3]
+    assert (
+        cluster_quotas(counts, 4, "proportional", least=1).tolist()
+        == cluster_quotas(counts, 4, "proportional").tolist()
+    )
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        counts = draw.integers(0, 60, draw.integers(1, 12))
+        total, least = int(draw.integers(0, counts.sum() + 5)), int(draw.integers(0, 5))
+        quotas = cluster_quotas(counts, total, "proportional", least)
+        assert quotas.sum() == min(total, counts.sum()) and (quotas <= counts).all()
+        if np.minimum(counts, least).sum() <= total:
+            assert (quotas >= np.minimum(counts, least)).all()
