@@ -30,6 +30,9 @@ from engine.selecting.targets import RoundRobin
 from engine.targets import TargetConfig
 
 
+EXAMPLE = {"target": "dev.jsonl"}
+
+
 class Config(PairConfig, TargetConfig, RecipeConfig):
     name: Literal["rds_plus"] = "rds_plus"
 
