@@ -29,7 +29,6 @@ from engine.scoring.targets import TargetSimilarity
 from engine.selecting.targets import RoundRobin
 from engine.targets import TargetConfig
 
-
 EXAMPLE = {"target": "dev.jsonl"}
 
 
