@@ -18,12 +18,16 @@ import pyarrow as pa
 from engine.artifacts import Part, Source, Step, StepRecord, take_rows
 from engine.config_base import Strict
 from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig
+from engine.config_vllm import VllmConfig, VllmGeneratorConfig, VllmJudgeConfig, vllm_identity
+from engine.judging.prompts import load_prompt
 from engine.models.generators import TransformersGenerator
 from engine.models.judges import EmbeddingJudge
 from engine.models.recorded import RecordedAnswers, RecordedVerdicts, content_hash
-from engine.paid.service import paid_generator, paid_judge
+from engine.models.vllm_stages import Serving, VllmGenerator, VllmJudge, cpu_build
+from engine.paid.service import judging_identity, paid_generator, paid_judge
+from engine.paid.stages import judge_settings
 from engine.recipes.base import Context
-from engine.runtime import Group, PartWorker, StageSpec, map_on_group, run_pass
+from engine.runtime import Group, PartWorker, Resources, StageSpec, map_on_group, run_pass
 from engine.schema import ANSWER_COLUMNS, RESPONSE, ROW, VERDICT_COLUMNS
 from engine.shards import PoolIndex
 
@@ -40,16 +44,22 @@ class Resident:
     """A stage on a group of workers that stay up from round to round. Nothing is loaded until it is needed.
 
     One that holds GPUs goes after each step: the next model of the round wants them.
+
+    Args:
+        members: how many workers; None: as many as the runtime has.
     """
 
-    def __init__(self, context: Context, stage: StageSpec, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, context: Context, stage: StageSpec, identity: Mapping[str, Any], members: int | None = None
+    ) -> None:
         self.context, self.stage, self.identity = context, stage, identity
+        self.members = members or context.runtime.workers
         self.group: Group | None = None
 
     def run(self, source: Source, target: Step) -> StepRecord:
         runtime = self.context.runtime
         if self.group is None and target.record() is None:
-            self.group = runtime.group(PartWorker, [{"stage": self.stage}] * runtime.workers, self.stage.resources)
+            self.group = runtime.group(PartWorker, [{"stage": self.stage}] * self.members, self.stage.resources)
         if self.group is None:
             return run_pass(runtime.observer, source, target, lambda todo: iter(()))
         record = map_on_group(runtime.observer, self.group, source, target)
@@ -94,6 +104,9 @@ class Neighbor:
         """The index belongs to the recipe."""
 
 
+# Without this a weak judge fills its reply with spaces, which JSON allows.
+STRUCTURED = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+
 GENERATORS = {"transformers": TransformersGenerator, "recorded": RecordedAnswers}
 JUDGES = {"embedding": EmbeddingJudge, "recorded": RecordedVerdicts}
 
@@ -109,6 +122,8 @@ def build_generator(context: Context, config: Strict, index: PoolIndex | None) -
         return Neighbor(context, index)
     if isinstance(config, OpenAIGeneratorConfig):
         return paid_generator(context.paid, config)
+    if isinstance(config, VllmGeneratorConfig):
+        return vllm_generator(context, config)
     settings, identity = pinned(kind, settings)
     return _resident(context, "answer", GENERATORS[kind], settings, ANSWER_COLUMNS, identity)
 
@@ -116,6 +131,8 @@ def build_generator(context: Context, config: Strict, index: PoolIndex | None) -
 def build_judge(context: Context, config: Strict) -> Backend:
     if isinstance(config, OpenAIJudgeConfig):
         return paid_judge(context.paid, config, context.config.seed)
+    if isinstance(config, VllmJudgeConfig):
+        return vllm_judge(context, config)
     settings = config.model_dump()
     kind = settings.pop("kind")
     settings, identity = pinned(kind, settings)
@@ -128,6 +145,82 @@ def backend_step(context: Context, name: str, backend: Backend, inputs: list[str
     """The step of a generator or judge; a number of its own after each `--retry-failed`."""
     retry = context.paid.retries(name)
     return context.step(name, {**backend.identity, **({"retry": retry} if retry else {})}, inputs)
+
+
+def vllm_generator(context: Context, config: VllmGeneratorConfig) -> Resident:
+    """The model on vLLM's engine, in `replicas` workers."""
+    sampling = {"max_tokens": config.max_tokens, "stop": config.stop}
+    return _vllm(context, "answer", VllmGenerator, config, sampling, {"system": config.system}, {}, {})
+
+
+def vllm_judge(context: Context, config: VllmJudgeConfig) -> Resident:
+    """The judge on vLLM's engine. Its system text is the same in every request, so the engine keeps that prefix."""
+    prompt = load_prompt(config.prompt, "pairwise")
+    settings = judge_settings(config, prompt, context.config.seed)
+    settings |= {"structured": config.structured, "logprobs": config.logprobs}
+    sampling = {"max_tokens": config.max_tokens}
+    return _vllm(context, "judge", VllmJudge, config, sampling, settings, judging_identity(prompt), STRUCTURED)
+
+
+def _vllm(
+    context: Context,
+    name: str,
+    factory: Any,
+    config: VllmConfig,
+    sampling: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+) -> Resident:
+    """A stage on `replicas` engines.
+
+    Args:
+        sampling: fields of SamplingParams beside those that every stage has.
+        settings: arguments of `factory` beside `serving`.
+        identity: what determines the bytes beside the config.
+        defaults: engine arguments that the user may change.
+    """
+    found, identified = pinned("vllm", {key: value for key, value in vllm_identity(config).items() if key != "kind"})
+    gpus = vllm_gpus(config)
+    serving = Serving(
+        name=name,
+        args={
+            "enable_prefix_caching": True,
+            **({"gpu_memory_utilization": round(0.9 * gpus, 3)} if 0 < gpus < 1 else {}),
+            **defaults,
+            **config.engine_args,
+            "model": found["model"],
+            "max_model_len": config.max_model_len,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "pipeline_parallel_size": config.pipeline_parallel_size,
+        },
+        sampling={"temperature": config.temperature, "top_p": config.top_p, **config.sampling, **sampling},
+        template=config.chat_template_kwargs,
+        hang_s=config.hang_s,
+        give_up_after_s=config.give_up_after_s,
+        seed=context.config.seed,
+        log=context.store,
+    )
+    stage = StageSpec(
+        name=name,
+        factory=factory,
+        kwargs={"serving": serving, **settings},
+        columns_in=factory.columns_in,
+        columns_out=factory.columns_out,
+        resources=Resources(
+            cpus=context.config.runtime.threads, gpus=gpus, resident=True, apart=True, concurrency=config.parts
+        ),
+    )
+    drawn = {"seed": context.config.seed} if config.temperature > 0 else {}
+    device = {"device": "cuda" if gpus else "cpu"}  # a GPU rounds differently
+    return Resident(context, stage, {**identified, **identity, **drawn, **device}, config.replicas)
+
+
+def vllm_gpus(config: VllmConfig) -> float:
+    """GPUs of each engine: as asked for, else one for each of its ranks, none for vLLM's CPU build."""
+    if config.gpus is not None:
+        return config.gpus
+    return 0.0 if cpu_build() else float(config.tensor_parallel_size * config.pipeline_parallel_size)
 
 
 def pinned(kind: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

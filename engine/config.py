@@ -13,6 +13,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from engine.config_base import Fraction, Strict
 from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig
+from engine.config_vllm import VllmGeneratorConfig, VllmJudgeConfig
 from engine.errors import ConfigError
 
 
@@ -114,10 +115,17 @@ class EmbeddingJudgeConfig(Strict):
 
 
 GeneratorConfig = Annotated[
-    NeighborConfig | TransformersConfig | RecorderConfig | NoGeneratorConfig | OpenAIGeneratorConfig,
+    NeighborConfig
+    | TransformersConfig
+    | VllmGeneratorConfig
+    | RecorderConfig
+    | NoGeneratorConfig
+    | OpenAIGeneratorConfig,
     Field(discriminator="kind"),
 ]
-JudgeConfig = Annotated[EmbeddingJudgeConfig | RecorderConfig | OpenAIJudgeConfig, Field(discriminator="kind")]
+JudgeConfig = Annotated[
+    EmbeddingJudgeConfig | VllmJudgeConfig | RecorderConfig | OpenAIJudgeConfig, Field(discriminator="kind")
+]
 
 
 def check_backends(generator: Strict, judge: Strict) -> None:

@@ -23,6 +23,7 @@ from engine.baselines import compare_with_baselines
 from engine.config import RunConfig, budget_rows
 from engine.config_template import dump_yaml
 from engine.data.inputs import InputFile, resolve_inputs
+from engine.models.vllm_stages import engine_facts
 from engine.outputs import write_outputs
 from engine.paid.service import PaidRun
 from engine.pool import ingest
@@ -107,6 +108,7 @@ def summarize(
         "judge": selection.facts.get("judge"),
         "score": selection.score,
         "rule": selection.facts.get("rule"),
+        "engines": engine_facts(context.store),
         "seconds": round(seconds, 2),
         "next_commands": [
             [

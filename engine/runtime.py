@@ -128,6 +128,12 @@ class PartWorker:
         """The stage's result; for members that need to know what they work for."""
         return self.call(table)
 
+    def close(self) -> None:
+        """Closes a stage that can be closed."""
+        close = getattr(self.call, "close", None)
+        if close is not None:
+            close()
+
     def _check(self, result: pa.Table, rows: int, where: str) -> pa.Table:
         stage = self.stage
         if result.num_rows != rows:

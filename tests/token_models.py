@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{{ bos_token }}{% if tools %}[tools]\n{{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 
+# vLLM's attention wants heads of at least 32 dimensions
+FOR_VLLM = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+
 
 def make_tiny_llama(
-    folder: Path, texts: list[str], positions: int = 512, template: str | None = CHAT_TEMPLATE, **changes: Any
+    folder: Path,
+    texts: list[str],
+    positions: int = 512,
+    template: str | None = CHAT_TEMPLATE,
+    vocabulary: int = 400,
+    **changes: Any,
 ) -> Path:
     """A Llama of one layer and about 32 dimensions; any text in any script has tokens."""
     import torch
@@ -23,7 +32,7 @@ def make_tiny_llama(
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     raw.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=vocabulary,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

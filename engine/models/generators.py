@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jinja2 import TemplateError
 
 from engine.errors import EnvironmentProblem
 from engine.schema import ANSWER, ERROR, MESSAGES, TOOLS
+
+REFUSALS = (TemplateError, ValueError, TypeError)  # what a chat template raises for a conversation it cannot write
 
 
 class TransformersGenerator:
@@ -72,25 +75,17 @@ class TransformersGenerator:
 
     def _checked_prompt(self, messages: str, tools: str) -> tuple[list[int], str | None]:
         """The prompt and None, or why the model cannot be given it."""
-        from jinja2 import TemplateError
-
         try:
             prompt = self._prompt(messages, tools)
-        except (TemplateError, ValueError, TypeError) as error:
+        except REFUSALS as error:
             return [], f"the chat template refuses the row: {error}"
         fits = len(prompt) <= self.max_prompt_tokens
         return prompt, None if fits else f"prompt of {len(prompt)} tokens is longer than {self.max_prompt_tokens}"
 
     def _prompt(self, messages: str, tools: str) -> list[int]:
         """Token ids of the conversation without its last message, ready for the model's turn."""
-        turns = json.loads(messages)[:-1]
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                turns, tools=json.loads(tools) if tools else None, add_generation_prompt=True, tokenize=False
-            )
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        text = "\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in turns) + "\nassistant:"
-        return self.tokenizer(text)["input_ids"]
+        text = chat_text(self.tokenizer, json.loads(messages)[:-1], json.loads(tools) if tools else None)
+        return self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
 
     def _answer(self, prompts: list[list[int]]) -> list[str]:
         import torch
@@ -101,3 +96,19 @@ class TransformersGenerator:
                 **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
             )
         return self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def chat_text(tokenizer: Any, turns: list[dict[str, Any]], tools: Any, **options: Any) -> str:
+    """A conversation as the model reads it, ready for its turn; a plain one for a model without a chat template.
+
+    Args:
+        turns: messages, the last one to be answered.
+        tools: tool definitions, or None.
+        options: passed to the chat template.
+
+    Raises:
+        REFUSALS: the template cannot write the conversation.
+    """
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=True, tokenize=False, **options)
+    return "\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in turns) + "\nassistant:"

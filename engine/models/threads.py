@@ -1,15 +1,17 @@
-"""How many threads this process uses, and how a model uses them.
+"""How many threads this process uses, how a model uses them, and an event loop in one of them.
 
 It decides no numbers; whoever starts a worker says how many processors the worker has. Results do not depend on it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,3 +60,20 @@ def map_batches_on_cpu(function: Callable[[T], R], batches: Iterable[T]) -> Iter
             yield from pool.map(function, batches)
     finally:
         torch.set_num_threads(threads)  # a part of torch's setting is shared by all threads
+
+
+class LoopThread:
+    """An event loop in a thread; coroutines run on it from any other thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="calls", daemon=True)
+        self.thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()

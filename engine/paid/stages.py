@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,6 +26,7 @@ from engine.config_endpoint import (
 from engine.judging.canaries import canaries_for
 from engine.judging.pairwise import COST_COLUMNS, JUDGED_COLUMNS, Pairwise, cost_columns
 from engine.judging.prompts import Prompt
+from engine.models.threads import LoopThread
 from engine.paid.batch_files import BatchClient, Missing, NotAnswered
 from engine.paid.client import PaidClient
 from engine.paid.endpoint import Endpoint
@@ -35,8 +35,6 @@ from engine.paid.requests import Request
 from engine.runtime import Group, PartWorker, StageSpec
 from engine.schema import ANSWER, ANSWER_COLUMNS, ERROR, ID, MESSAGES, TOOLS, id_words
 from engine.store import Store
-
-T = TypeVar("T")
 
 PAID_ANSWER_COLUMNS = [*ANSWER_COLUMNS, pa.field("finish", pa.string()), *COST_COLUMNS]
 
@@ -70,23 +68,6 @@ class Calls:
         return PaidClient(self.endpoint, self.ledger, self.run, limiter, member)
 
 
-class LoopThread:
-    """An event loop in a thread; coroutines run on it from any other thread."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="calls", daemon=True)
-        self.thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-
 class PaidStage:
     """What the stages share: rows in, calls, rows out.
 
@@ -115,16 +96,7 @@ class PaidStage:
         await self.client.begin(round_number)
         rows = table.to_pylist()
         outcomes = await asyncio.gather(*map(self._in_turn, self.work(rows)), return_exceptions=True)
-        results = []
-        for outcome in outcomes:
-            if isinstance(outcome, NotAnswered):
-                outcome = {ERROR: str(outcome)}
-            elif isinstance(outcome, RowFailed):
-                outcome = {ERROR: str(outcome), **cost_columns(outcome.replies)}
-            elif isinstance(outcome, BaseException):
-                raise outcome
-            results.append(outcome)
-        return pa.Table.from_pylist(results, schema=pa.schema(list(self.columns_out)))
+        return table_of(outcomes, self.columns_out)
 
     async def _in_turn(self, row: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
         """Starts a row; one in each turn of the loop, or a new part's prompts would keep replies waiting."""
@@ -216,6 +188,24 @@ class OpenAIJudge(PaidStage):
 
     async def _ask_judge(self, messages: Sequence[Mapping[str, str]], purpose: str, about: str) -> Reply:
         return await self.ask(messages, purpose, self.pairwise.readable, about=about)
+
+
+def table_of(outcomes: Sequence[dict[str, Any] | BaseException], columns: Sequence[pa.Field]) -> pa.Table:
+    """A stage's result from what became of its rows; the columns of a row that failed say why and what it cost.
+
+    Raises:
+        the first exception that concerns more than a row.
+    """
+    results = []
+    for outcome in outcomes:
+        if isinstance(outcome, NotAnswered):
+            outcome = {ERROR: str(outcome)}
+        elif isinstance(outcome, RowFailed):
+            outcome = {ERROR: str(outcome), **cost_columns(outcome.replies)}
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return pa.Table.from_pylist(results, schema=pa.schema(list(columns)))
 
 
 def generator_asks(config: OpenAIGeneratorConfig | AskingConfig | OpenAIJudgeConfig) -> dict[str, Any]:

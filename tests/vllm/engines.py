@@ -1,0 +1,67 @@
+"""What the tests on real engines share: settings, stages, and the processes of an engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from engine.artifacts import Step
+from engine.models.vllm_stages import Serving
+from engine.store import Store
+
+ARGS = {"dtype": "float32", "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 16}
+
+
+def serving(model: Path, log: Store | None = None, max_tokens: int = 16, **changes: Any) -> Serving:
+    """A stage's engine; `changes` go to the engine's arguments."""
+    return Serving(
+        name="answer",
+        args={"model": str(model), "max_model_len": 256, **ARGS, **changes},
+        sampling={"temperature": 0.0, "max_tokens": max_tokens},
+        hang_s=120.0,
+        give_up_after_s=600.0,
+        seed=0,
+        log=log,
+    )
+
+
+def row_id(number: int) -> str:
+    return hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest()
+
+
+def rows_of(prompts: list[str]) -> pa.Table:
+    """Rows as the generator reads them."""
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "x"}] for text in prompts]
+    columns = {
+        "id": [row_id(number) for number in range(len(prompts))],
+        "messages": [json.dumps(one) for one in turns],
+        "tools": [""] * len(prompts),
+    }
+    return pa.table(columns)
+
+
+def engine_processes() -> list[psutil.Process]:
+    """vLLM's engine processes among the descendants of this one."""
+    return [process for process in psutil.Process().children(recursive=True) if "VLLM::" in process.name()]
+
+
+def engine_events(store: Store) -> list[dict[str, Any]]:
+    """What was noted about engines, in the order of time."""
+    names = store.list("engines") if store.exists("engines") else []
+    events = [json.loads(store.read_bytes(f"engines/{name}")) for name in names]
+    return sorted(events, key=lambda event: event["at"])
+
+
+def round_tables(out: Path, name: str) -> list[list[dict[str, Any]]]:
+    """The rows of a round's `answers` or `verdicts`, round by round."""
+    store = Store(out)
+    found = []
+    for number in store.list("rounds"):
+        (folder,) = [one for one in store.list(f"rounds/{number}") if one.startswith(f"{name}-")]
+        found.append(Step.at(store, f"rounds/{number}/{folder}").read_all().to_pylist())
+    return found
