@@ -170,7 +170,11 @@ class RayRuntime:
                 PartMapper,  # pyright: ignore[reportArgumentType]
                 fn_constructor_kwargs={"stage": stage, "source": source, "target": target},
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(self.plan.workers, len(todo))),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(self.plan.workers, len(todo)),
+                    max_concurrent_calls_per_actor=stage.resources.concurrency,
+                    enable_true_multi_threading=stage.resources.concurrency > 1,
+                ),
                 num_cpus=self.plan.pass_cpus,
                 num_gpus=stage.resources.gpus or None,
             )

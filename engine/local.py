@@ -69,9 +69,12 @@ class LocalRuntime:
     def map_parts(self, stage: StageSpec, source: Source, target: Step) -> StepRecord:
         def run(todo: list[int]) -> Iterator[Part]:
             if todo:
-                worker = PartWorker(self._threaded(stage))
-                for index in todo:
-                    yield worker.run(index, source, target)
+                group = self.group(PartWorker, [{"stage": stage}], stage.resources)
+                try:
+                    for _, part in group.dispatch("run", [(index, source, target) for index in todo]):
+                        yield part
+                finally:
+                    group.close()
 
         return run_pass(self.observer, source, target, run)
 

@@ -106,7 +106,7 @@ class Engine:
         """
         life = self.life = await self._new_life()
         most = life.llm.vllm_config.scheduler_config.max_num_seqs
-        self.in_flight = most + max(16, most // 4)  # a few wait inside the engine, so that it never idles
+        self.in_flight = most + max(4, most // 4)  # a few wait inside the engine, so that it never idles
         self.slots = asyncio.Semaphore(self.in_flight)
         self.watcher = asyncio.create_task(self._watch())
 

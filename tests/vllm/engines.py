@@ -14,6 +14,7 @@ from engine.artifacts import Step
 from engine.models.vllm_stages import Serving
 from engine.store import Store
 
+RAISES, HANGS = "☠", "⌛"  # what tests/vllm/poison.py does at a prompt with it
 ARGS = {"dtype": "float32", "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 16}
 
 
@@ -65,3 +66,23 @@ def round_tables(out: Path, name: str) -> list[list[dict[str, Any]]]:
         (folder,) = [one for one in store.list(f"rounds/{number}") if one.startswith(f"{name}-")]
         found.append(Step.at(store, f"rounds/{number}/{folder}").read_all().to_pylist())
     return found
+
+
+def labels(out: Path) -> list[list[tuple[Any, ...]]]:
+    """Everything but the probabilities, whose last bits may depend on what ran beside a row."""
+    kept = ("row", "hard", "verdict", "first", "second", "canary", "suspect", "error")
+    return [[tuple(row[name] for name in kept) for row in table] for table in round_tables(out, "verdicts")]
+
+
+def choices(model: Path, small_pool: Path, replicas: int) -> list[str]:
+    """Overrides of a small run with generator and judge on vLLM."""
+    args = ", ".join(f"{name}: {value}" for name, value in ARGS.items())
+    common = f"kind: vllm, model: {model}, gpus: 0, replicas: {replicas}, engine_args: {{{args}}}"
+    return [
+        f"encoder.model={small_pool.parent / 'encoder'}",
+        f"recipe.generator={{{common}, max_model_len: 1024, max_tokens: 24}}",
+        f"recipe.judge={{{common}, max_model_len: 4096, canaries: 0.2}}",
+        "recipe.inconsistent=hard",
+        "recipe.part_rows=4",
+        "max_failed=0.5",
+    ]

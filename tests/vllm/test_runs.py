@@ -8,37 +8,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Recorder
-from tests.runs import config_for, outputs, run_local, run_ray
-from tests.vllm.engines import ARGS, round_tables
+from tests.runs import config_for, outputs, run_ray
+from tests.vllm.engines import choices, labels, round_tables
 
 pytestmark = pytest.mark.vllm
-
-
-def choices(model: Path, small_pool: Path, replicas: int) -> list[str]:
-    args = ", ".join(f"{name}: {value}" for name, value in ARGS.items())
-    common = f"kind: vllm, model: {model}, gpus: 0, replicas: {replicas}, engine_args: {{{args}}}"
-    return [
-        f"encoder.model={small_pool.parent / 'encoder'}",
-        f"recipe.generator={{{common}, max_model_len: 1024, max_tokens: 24}}",
-        f"recipe.judge={{{common}, max_model_len: 4096, canaries: 0.2}}",
-        "recipe.inconsistent=hard",
-        "max_failed=0.5",
-    ]
-
-
-def labels(out: Path) -> list[list[tuple[Any, ...]]]:
-    """Everything but the probabilities, whose last bits may depend on what ran beside a row."""
-    kept = ("row", "hard", "verdict", "first", "second", "canary", "suspect", "error")
-    return [[tuple(row[name] for name in kept) for row in table] for table in round_tables(out, "verdicts")]
-
-
-@pytest.fixture(scope="module")
-def reference(vllm_model: Path, small_pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("local") / "out"
-    summary = run_local(config_for(small_pool, out, *choices(vllm_model, small_pool, 1)), Recorder())
-    once = {"started": 1, "died": 0, "blamed": 0}
-    assert summary["engines"] == {"answer": once, "judge": once} and len(summary["rounds"]) == 3
-    return out
 
 
 def test_a_run_in_process(reference: Path) -> None:
@@ -48,7 +21,6 @@ def test_a_run_in_process(reference: Path) -> None:
     judged = [row for row in verdicts if row["error"] is None and row["suspect"] is None]
     assert judged and all(row["first"] in ("A", "B", "tie") for row in judged)
     assert all(0 <= row["p_reference"] <= 1 for row in judged)
-    print({row["error"] for row in verdicts}, len(judged), judged[:2])
 
 
 @pytest.mark.ray
