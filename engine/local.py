@@ -10,15 +10,22 @@ from typing import Any
 
 from engine.artifacts import Part, Source, Step, StepRecord
 from engine.events import Observer
-from engine.runtime import Group, PartWorker, Resources, StageSpec, run_pass
+from engine.runtime import Group, PartWorker, Resources, StageSpec, make_room, run_pass
 
 
 class LocalGroup:
     """Members as plain objects, called in shard order."""
 
-    def __init__(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], concurrency: int = 1) -> None:
+    def __init__(
+        self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], concurrency: int = 1, gpus: float = 0.0
+    ) -> None:
         self.members = [member(**shard) for shard in shards]
         self.size, self.concurrency = len(self.members), concurrency
+        self.gpus = gpus * self.size
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.members)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         return [getattr(member, method)(*args) for member in self.members]
@@ -65,6 +72,7 @@ class LocalRuntime:
         self.workers = 1
         self.shards = shards
         self.threads = _usable_cpus()
+        self._with_gpus: list[Group] = []
 
     def map_parts(self, stage: StageSpec, source: Source, target: Step) -> StepRecord:
         def run(todo: list[int]) -> Iterator[Part]:
@@ -80,7 +88,12 @@ class LocalRuntime:
 
     def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group:
         threaded = [{key: self._threaded(value) for key, value in shard.items()} for shard in shards]
-        return LocalGroup(member, threaded, resources.concurrency)
+        if not resources.gpus:
+            return LocalGroup(member, threaded, resources.concurrency)
+        make_room(self._with_gpus, resources.gpus * len(shards), _gpus())
+        group = LocalGroup(member, threaded, resources.concurrency, resources.gpus)
+        self._with_gpus = [*(one for one in self._with_gpus if one.is_open), group]
+        return group
 
     def close(self) -> None:
         """Nothing to release."""
@@ -97,3 +110,9 @@ def _usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _gpus() -> float:
+    import torch
+
+    return float(torch.cuda.device_count())

@@ -63,9 +63,16 @@ class StageSpec:
 
 
 class Group(Protocol):
-    """Members with state, one per shard. Members rebuild their state from storage when they are restarted."""
+    """Members with state, one per shard. Members rebuild their state from storage when they are restarted.
+
+    One whose members hold GPUs may be closed by the runtime, between two uses, when the next phase wants them.
+    """
 
     size: int
+    gpus: float  # that all members hold together
+
+    @property
+    def is_open(self) -> bool: ...
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Calls one method on every member with the same arguments; results in shard order."""
@@ -143,6 +150,13 @@ class PartWorker:
             raise StepError(f"stage {stage.name} did not return {missing}", where=where)
         fields = [result.schema.field(f.name) if pa.types.is_null(f.type) else f for f in stage.columns_out]
         return result.select([f.name for f in stage.columns_out]).cast(pa.schema(fields))
+
+
+def make_room(groups: Sequence[Group], gpus: float, total: float) -> None:
+    """Closes groups until `gpus` of `total` are free, the oldest first: nobody works with them between two phases."""
+    for group in groups:
+        if gpus and gpus + sum(other.gpus for other in groups if other.is_open) > total and group.gpus:
+            group.close()
 
 
 def pending_parts(source: Source, target: Step) -> list[int]:

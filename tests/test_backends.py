@@ -196,27 +196,29 @@ def step_of(store: Store, name: str, columns: dict[str, list[Any]]) -> Step:
 
 
 @pytest.mark.parametrize("gpus", [0.0, 1.0])
-def test_only_a_backend_without_gpus_stays_loaded(small_pool: Path, tmp_path: Path, recorder: Any, gpus: float) -> None:
-    store = Store(tmp_path / "run")
+def test_a_backend_stays_loaded_until_another_wants_its_gpus(
+    small_pool: Path, tmp_path: Path, recorder: Any, gpus: float
+) -> None:
+    store, runtime = Store(tmp_path / "run"), LocalRuntime(recorder)
     source = step_of(store, "source", {"row": [0, 1], "id": ["a", "b"], "record": ['{"x": "one"}', "{}"]})
-    context = Context(
-        config_for(small_pool, tmp_path / "run"),
-        store,
-        source,
-        LocalRuntime(recorder),
-        1,
-        PaidRun(store, LocalRuntime(recorder), PaidConfig()),
-        store,
-    )
+    config = config_for(small_pool, tmp_path / "run")
+    context = Context(config, store, source, runtime, 1, PaidRun(store, runtime, PaidConfig()), store)
     columns = {"columns_in": RecordedAnswers.columns_in, "columns_out": ANSWER_COLUMNS}
     resources = Resources(gpus=gpus, resident=True)
     stage = StageSpec(name="answer", factory=RecordedAnswers, kwargs={"column": "x"}, resources=resources, **columns)
-    backend = Resident(context, stage, {})
+    backend, other = Resident(context, stage, {}), Resident(context, stage, {})
+    groups = []
     for number in range(2):
         target = Step(store, f"answers{number}", {}, [])
         backend.run(source, target)
         assert target.read_all().column("answer").to_pylist() == ["one", None]
-        assert (backend.group is None) == (gpus > 0)
+        groups.append(backend.group)
+    assert groups[0] is groups[1] and groups[0] is not None and groups[0].is_open
+    other.run(source, Step(store, "others", {}, []))
+    assert groups[0].is_open == (gpus == 0)
+    backend.run(source, Step(store, "again", {}, []))
+    assert (backend.group is groups[0]) == (gpus == 0)
+    assert other.group is not None and other.group.is_open == (gpus == 0)
     backend.close()
     backend.close()
 

@@ -79,7 +79,7 @@ class CommittedStore(Store):
 class NoGroup:
     """Stands where members would be."""
 
-    size = 1
+    size, gpus, is_open = 1, 0.0, True
 
     def call(self, method: str, *args: Any) -> list[Any]:
         raise NotThere(method)

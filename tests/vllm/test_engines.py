@@ -54,20 +54,21 @@ def check_poisoned(found: list[dict[str, Any]], undisturbed: list[dict[str, Any]
 def test_poison_rows_are_error_rows_and_all_others_as_without_them(vllm_model: Path, tmp_path: Path) -> None:
     log = Store(tmp_path)
     poison = {"logits_processors": ["tests.vllm.poison:Poison"], "max_num_seqs": 4}
-    stage = VllmGenerator(replace(serving(vllm_model, log, **poison), hang_s=4.0), None)
+    stage = VllmGenerator(replace(serving(vllm_model, log, **poison), hang_s=6.0), None)
     try:
         texts = prompts(60)
         undisturbed = stage(rows_of(texts)).to_pylist()
         assert all(row["error"] is None for row in undisturbed)
         table, expected = poisoned(texts, 0.1)
-        table[50], expected[50] = f"Say {HANGS} now", "the engine dies of this row"
         check_poisoned(stage(rows_of(table)).to_pylist(), undisturbed, expected)
+        hanging = rows_of([f"Say {HANGS} now"])
+        assert stage(hanging)["error"].to_pylist() == ["the engine dies of this row"]
     finally:
         stage.close()
     events = engine_events(log)
-    assert {event["row"] for event in events if event["event"] == "blamed"} == {row_id(30), row_id(50)}
+    assert [event["row"] for event in events if event["event"] == "blamed"] == [row_id(30), row_id(0)]
     died = [event["why"] for event in events if event["event"] == "died"]
-    assert any(why == "no step for 4 s" for why in died) and len(died) <= 2 * 8
+    assert died[-2:] == ["no step for 6 s"] * 2 and len(died) <= 2 + 8
     assert not engine_processes()
 
 
