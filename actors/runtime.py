@@ -127,6 +127,8 @@ class RayGroup:
             start(number)
 
     def close(self) -> None:
+        if not self.hosts:
+            return
         if self.owned:
             numbered = [(number, self.hosts[number % len(self.hosts)]) for number in range(self.size)]
             try:

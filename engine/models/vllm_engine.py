@@ -8,6 +8,7 @@ Finished rows are never asked for twice. It knows nothing of texts, rows or verd
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import multiprocessing.resource_tracker
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ class Life:
         if self.llm is not None:
             self.llm.shutdown(timeout=SHUTDOWN_S)
         self.guard.kill()
+        multiprocessing.active_children()  # collects those that ended
 
 
 class _Heartbeat:
@@ -165,7 +167,7 @@ class Engine:
                 self.last_finished = time.monotonic()
         life.running[job] = None
         try:
-            prompt = {"prompt_token_ids": list(job.tokens)}
+            prompt = {"type": "token", "prompt_token_ids": list(job.tokens)}
             outputs = [one async for one in life.llm.generate(prompt, job.params, f"{job.key}-{id(job):x}")]
             return outputs[-1]
         except EngineDeadError:

@@ -338,12 +338,13 @@ def _with_defaults(args: Mapping[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process has threads, which no fork survives
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    defaults: dict[str, Any] = {"use_tqdm_on_load": False}
     if torch.cuda.is_available():
-        return dict(args)
+        return {**defaults, **args}
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other workers share the processors
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no third process for each engine
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    defaults: dict[str, Any] = {"enforce_eager": True, "distributed_executor_backend": "uni"}
+    defaults |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
     if args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1) > 1:
         defaults["distributed_executor_backend"] = "mp"
     if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:

@@ -48,7 +48,8 @@ def rows_of(prompts: list[str]) -> pa.Table:
 
 def engine_processes() -> list[psutil.Process]:
     """vLLM's engine processes among the descendants of this one."""
-    return [process for process in psutil.Process().children(recursive=True) if "VLLM::" in process.name()]
+    found = psutil.Process().children(recursive=True)
+    return [one for one in found if "VLLM::" in one.name() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 def engine_events(store: Store) -> list[dict[str, Any]]:
@@ -85,4 +86,30 @@ def choices(model: Path, small_pool: Path, replicas: int) -> list[str]:
         "recipe.inconsistent=hard",
         "recipe.part_rows=4",
         "max_failed=0.5",
+    ]
+
+
+def prompts(num: int) -> list[str]:
+    """Prompts that differ."""
+    return [f"Tell me about the number {number} in {number % 7} words." for number in range(num)]
+
+
+def poisoned(texts: list[str], share: float) -> tuple[list[str], dict[int, str]]:
+    """The prompts with a share of poison of four kinds spread over them; where, and what the error must say."""
+    texts, expected = list(texts), {}
+    kinds = [("word " * 400, "prompt of "), (" \n", "the prompt is empty"), ("a \ud800 b", "broken Unicode")]
+    places = range(3, len(texts), round(1 / share))
+    for turn, place in enumerate(places):
+        texts[place], expected[place] = kinds[turn % len(kinds)]
+    texts[len(texts) // 2], expected[len(texts) // 2] = f"Say {RAISES} now", "the engine dies of this row"
+    return texts, expected
+
+
+def check_poisoned(found: list[dict[str, Any]], undisturbed: list[dict[str, Any]], expected: dict[int, str]) -> None:
+    """Exactly the poison rows are error rows, and every other one is as without them."""
+    failed = {row: one["error"] for row, one in enumerate(found) if one["error"] is not None}
+    assert failed.keys() == expected.keys()
+    assert all(error.startswith(expected[row]) for row, error in failed.items())
+    assert [found[row] for row in range(len(found)) if row not in failed] == [
+        one for row, one in enumerate(undisturbed) if row not in failed
     ]

@@ -21,34 +21,19 @@ from engine.models.vllm_stages import VllmGenerator
 from engine.runtime import PartWorker, Resources, StageSpec, map_on_group
 from engine.store import Store
 from tests.conftest import Recorder
-from tests.vllm.engines import HANGS, RAISES, engine_events, engine_processes, row_id, rows_of, serving
+from tests.vllm.engines import (
+    HANGS,
+    check_poisoned,
+    engine_events,
+    engine_processes,
+    poisoned,
+    prompts,
+    row_id,
+    rows_of,
+    serving,
+)
 
 pytestmark = pytest.mark.vllm
-
-
-def prompts(num: int) -> list[str]:
-    return [f"Tell me about the number {number} in {number % 7} words." for number in range(num)]
-
-
-def poisoned(texts: list[str], share: float) -> tuple[list[str], dict[int, str]]:
-    """The prompts with a share of poison of four kinds spread over them; where, and what the error must say."""
-    texts, expected = list(texts), {}
-    kinds = [("word " * 400, "prompt of "), (" \n", "the prompt is empty"), ("a \ud800 b", "broken Unicode")]
-    places = range(3, len(texts), round(1 / share))
-    for turn, place in enumerate(places):
-        texts[place], expected[place] = kinds[turn % len(kinds)]
-    texts[len(texts) // 2], expected[len(texts) // 2] = f"Say {RAISES} now", "the engine dies of this row"
-    return texts, expected
-
-
-def check_poisoned(found: list[dict[str, Any]], undisturbed: list[dict[str, Any]], expected: dict[int, str]) -> None:
-    """Exactly the poison rows are error rows, and every other one is as without them."""
-    failed = {row: one["error"] for row, one in enumerate(found) if one["error"] is not None}
-    assert failed.keys() == expected.keys()
-    assert all(error.startswith(expected[row]) for row, error in failed.items())
-    assert [found[row] for row in range(len(found)) if row not in failed] == [
-        one for row, one in enumerate(undisturbed) if row not in failed
-    ]
 
 
 def test_poison_rows_are_error_rows_and_all_others_as_without_them(vllm_model: Path, tmp_path: Path) -> None:
@@ -69,7 +54,7 @@ def test_poison_rows_are_error_rows_and_all_others_as_without_them(vllm_model: P
     assert [event["row"] for event in events if event["event"] == "blamed"] == [row_id(30), row_id(0)]
     died = [event["why"] for event in events if event["event"] == "died"]
     assert died[-2:] == ["no step for 6 s"] * 2 and len(died) <= 2 + 8
-    assert not engine_processes()
+    wait_until_gone()
 
 
 def test_settings_that_vllm_does_not_take_are_an_error(vllm_model: Path) -> None:
@@ -133,7 +118,8 @@ def test_killed_engine_and_killed_actor_change_nothing(vllm_model: Path, tmp_pat
     alone = Step(quiet, "alone", {}, [])
     LocalRuntime(Recorder()).map_parts(stage_of(vllm_model, quiet), source, alone)
     assert [event["event"] for event in engine_events(quiet)] == ["started"]
-    assert alone.require().failed == 0 and not engine_processes()
+    assert alone.require().failed == 0
+    wait_until_gone()
 
     runtime = RayRuntime(plan(resources(), RuntimeConfig(workers=1)), Recorder())
     stage, target = stage_of(vllm_model, disturbed), Step(disturbed, "killed", {}, [])
