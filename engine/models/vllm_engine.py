@@ -122,6 +122,8 @@ class Engine:
             self.watcher.cancel()
         life, self.life = self.life, None
         if life is not None:
+            if life.llm.output_handler is not None:
+                life.llm.output_handler.cancel()  # or it complains of the engine's end
             await asyncio.to_thread(life.end)
 
     async def generate(self, key: str, tokens: Sequence[int], params: Any) -> Any:

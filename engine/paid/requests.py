@@ -108,7 +108,7 @@ def wire_body(request: Request, dialect: Dialect) -> dict[str, Any]:
     """The JSON body of POST /chat/completions."""
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": [dict(message) for message in request.messages],
+        "messages": wire_messages(request.messages),
         dialect.limit: request.max_tokens,
     }
     if request.temperature is not None and dialect.temperature:
@@ -128,3 +128,26 @@ def wire_body(request: Request, dialect: Dialect) -> dict[str, Any]:
     elif request.schema is not None and form == "json_object":
         body["response_format"] = {"type": "json_object"}
     return {**body, **request.extra}
+
+
+def wire_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Chat messages as endpoints take them: a tool call's arguments are JSON text, and it has an id, which its result
+    names. (The pool holds arguments as objects, which is what chat templates want.)"""
+    sent: list[dict[str, Any]] = []
+    waiting: list[str] = []  # ids of calls without a result
+    for place, message in enumerate(messages):
+        made = dict(message)
+        if made.get("tool_calls"):
+            calls = [{"id": f"call_{place}_{number}", **call} for number, call in enumerate(made["tool_calls"])]
+            waiting = [call["id"] for call in calls]
+            made["tool_calls"] = [{**call, "function": _with_text(call["function"])} for call in calls]
+        elif made.get("role") == "tool" and waiting:
+            made.setdefault("tool_call_id", waiting[0])
+            waiting = [one for one in waiting if one != made["tool_call_id"]]
+        sent.append(made)
+    return sent
+
+
+def _with_text(function: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = function.get("arguments", {})
+    return {**function, "arguments": arguments if isinstance(arguments, str) else canonical_json(arguments)}

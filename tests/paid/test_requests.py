@@ -92,3 +92,20 @@ def test_refusals_and_filters_are_answers_without_text() -> None:
     assert (refused.finish, refused.text, refused.usage) == ("refusal", "", False)
     filtered = read_reply(b'{"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}')
     assert (filtered.finish, filtered.text) == ("content_filter", "")
+
+
+def test_tool_calls_are_sent_in_the_form_that_endpoints_demand() -> None:
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "Ä", "at": 1}}}
+    messages = [
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": "mine"}]},
+        {"role": "tool", "content": "12"},
+        {"role": "tool", "content": "13", "tool_call_id": "mine"},
+    ]
+    request = replace(REQUEST, messages=messages)
+    key = request.key("http://x/v1")
+    sent = wire_body(request, Dialect())["messages"]
+    first, second = sent[1]["tool_calls"]
+    assert first["function"] == second["function"] == {"name": "clock", "arguments": '{"at":1,"zone":"Ä"}'}
+    assert sent[2]["tool_call_id"] == first["id"] and sent[3]["tool_call_id"] == second["id"] == "mine"
+    assert sent[0] == messages[0] and request.key("http://x/v1") == key and "tool_call_id" not in messages[2]

@@ -57,6 +57,17 @@ def test_poison_rows_are_error_rows_and_all_others_as_without_them(vllm_model: P
     wait_until_gone()
 
 
+def test_no_progress_ends_the_run_and_names_what_was_stuck(vllm_model: Path) -> None:
+    poison = {"logits_processors": ["tests.vllm.poison:Poison"]}
+    stage = VllmGenerator(replace(serving(vllm_model, **poison), hang_s=3.0, give_up_after_s=1.0), None)
+    try:
+        with pytest.raises(EnvironmentProblem, match=row_id(0)) as caught:
+            stage(rows_of([f"Say {HANGS} now"]))
+        assert caught.value.code == "E352" and caught.value.why == "no step for 3 s"
+    finally:
+        stage.close()
+
+
 def test_settings_that_vllm_does_not_take_are_an_error(vllm_model: Path) -> None:
     with pytest.raises(ConfigError, match="E236"):
         VllmGenerator(serving(vllm_model, no_such_argument=1), None)

