@@ -85,12 +85,15 @@ def against_bare(model: str, prompts: list[str], rounds: int, seqs: int) -> dict
 def tail_filling(model: str, prompts: list[str], rounds: int) -> dict[str, Any]:
     """Four parts in flight against one, on prompts of which few have very long answers.
 
-    Which ones have is found out first: an answer ends at the letter e, and some of a random model never come to one.
+    Which ones have is found out first: answers end at a letter that some answers of this model never come to.
     """
-    stage = stage_with(model, PART_ROWS, max_tokens=LONG_TOKENS, stop=["e"], ignore_eos=True)
+    pilot = stage_with(model, PART_ROWS, max_tokens=LONG_TOKENS, ignore_eos=True)
+    letter = rare_letter(pilot(rows_of(prompts[:PART_ROWS]))["answer"].to_pylist())
+    pilot.close()
+    stage = stage_with(model, PART_ROWS, max_tokens=LONG_TOKENS, stop=[letter], ignore_eos=True)
     lengths = stage(rows_of(prompts))["tokens_out"].to_pylist()
     long = [text for text, tokens in zip(prompts, lengths, strict=True) if tokens == LONG_TOKENS]
-    short = [text for text, tokens in zip(prompts, lengths, strict=True) if tokens <= LONG_TOKENS // 20]
+    short = [text for text, tokens in zip(prompts, lengths, strict=True) if tokens <= LONG_TOKENS // 8]
     each = max(1, round(LONG_SHARE * PART_ROWS))
     parts = min(8, len(long) // each, len(short) // (PART_ROWS - each))
     assert parts >= 2, (len(long), len(short))
@@ -109,6 +112,13 @@ def tail_filling(model: str, prompts: list[str], rounds: int) -> dict[str, Any]:
     times = paired(lambda: run(4), lambda: run(1), rounds)
     stage.close()
     return {"parts": parts, "part_rows": PART_ROWS, "long_rows_per_part": each, "same_answers": same, **times}
+
+
+def rare_letter(answers: list[str]) -> str:
+    """The letter that is missing from a share of the answers nearest to twice LONG_SHARE."""
+    letters = sorted({letter for text in answers for letter in text if letter.isalpha()})
+    missing = {letter: sum(letter not in text for text in answers) / len(answers) for letter in letters}
+    return min(letters, key=lambda letter: (abs(missing[letter] - 2 * LONG_SHARE), letter))
 
 
 def measure(model: str, rows: int, rounds: int) -> dict[str, Any]:

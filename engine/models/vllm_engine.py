@@ -200,17 +200,16 @@ class Engine:
                 self.log("blamed", {"row": culprit.key})
             self._give_up(running, life.why)
         await asyncio.to_thread(life.end)
-        if self.broken is None:
-            try:
-                fresh = await self._new_life()
-            except (EnvironmentProblem, ConfigError) as error:
-                self.broken = EnvironmentProblem(
-                    "an engine that died cannot be replaced", why=error.what, fix=error.fix, code="E352"
-                )
-            else:
-                self.life = fresh
-        async with self.changed:
-            self.changed.notify_all()
+        try:
+            if self.broken is None:
+                self.life = await self._new_life()
+        except BaseException as error:
+            what = "an engine that died cannot be replaced"
+            self.broken = EnvironmentProblem(what, why=str(error).strip(), fix="read the engine's log", code="E352")
+            raise
+        finally:
+            async with self.changed:
+                self.changed.notify_all()
         return culprit
 
     def _give_up(self, running: Sequence[Job], why: str) -> None:
