@@ -93,10 +93,10 @@ def tail_filling(model: str, prompts: list[str], rounds: int) -> dict[str, Any]:
     stage = stage_with(model, PART_ROWS, max_tokens=LONG_TOKENS, stop=[letter], ignore_eos=True)
     lengths = stage(rows_of(prompts))["tokens_out"].to_pylist()
     long = [text for text, tokens in zip(prompts, lengths, strict=True) if tokens == LONG_TOKENS]
-    short = [text for text, tokens in zip(prompts, lengths, strict=True) if tokens <= LONG_TOKENS // 8]
+    short = [text for text, tokens in zip(prompts, lengths, strict=True) if tokens <= LONG_TOKENS // 4]
     each = max(1, round(LONG_SHARE * PART_ROWS))
     parts = min(8, len(long) // each, len(short) // (PART_ROWS - each))
-    assert parts >= 2, (len(long), len(short))
+    assert parts >= 2, f"{len(long)} long and {len(short)} short answers are too few: raise --rows"
     tables = [
         rows_of(
             long[part * each : (part + 1) * each] + short[part * (PART_ROWS - each) : (part + 1) * (PART_ROWS - each)]
