@@ -33,6 +33,10 @@ RECIPES = {
     "mods": "engine.recipes.mods",
     "rds_plus": "engine.recipes.rds_plus",
     "kmq": "engine.recipes.kmq",
+    "alpagasus": "engine.recipes.alpagasus",
+    "backtranslation": "engine.recipes.backtranslation",
+    "tegit": "engine.recipes.tegit",
+    "lift": "engine.recipes.lift",
     "compose": "engine.recipes.compose",
 }
 
