@@ -140,12 +140,6 @@ def build_judge(context: Context, config: Strict) -> Backend:
     return _resident(context, "judge", JUDGES[kind], settings, VERDICT_COLUMNS, identity)
 
 
-def backend_step(context: Context, name: str, backend: Backend, inputs: list[str]) -> Step:
-    """The step of a generator or judge; a number of its own after each `--retry-failed`."""
-    retry = context.paid.retries(name)
-    return context.step(name, {**backend.identity, **({"retry": retry} if retry else {})}, inputs)
-
-
 def vllm_generator(context: Context, config: VllmGeneratorConfig) -> Resident:
     """The model on vLLM's engine, in `replicas` workers."""
     sampling = {"max_tokens": config.max_tokens, "stop": config.stop}

@@ -7,7 +7,7 @@ in engine/scoring and engine/selecting; this file only checks that the pieces fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.artifacts import Step
@@ -15,7 +15,7 @@ from engine.errors import DataError
 from engine.paid.passes import PaidPass
 from engine.recipes.base import Context, Selection
 from engine.schema import canonical_json
-from engine.scoring.base import Derived, Measured
+from engine.scoring.base import Derived, Measured, Score
 from engine.scoring.table import score_table
 from engine.selecting.base import ByScore, Narrowing, Selector, Sized, run_chain
 
@@ -29,7 +29,8 @@ class Composition:
         select: at least one; the last leaves the budget, so it is one that leaves a number of rows.
 
     Raises:
-        ValueError: a name is not a score, or a number of rows is missing or without meaning.
+        ValueError: a name is not a score, a number of rows is missing or without meaning, or a score waits for a
+            selector that reads it and there is none.
     """
 
     scores: Mapping[str, Measured | Derived]
@@ -56,13 +57,59 @@ class Composition:
                     else "needs `rows`: a share of the pool or a number"
                 )
                 raise ValueError(f"select.{number} ({selector.kind}) {why}")
+        if unread := set(self.scores) - {name for stretch in self.stretches() for name in stretch.scores}:
+            raise ValueError(f"scores {sorted(unread)} wait for a selector that reads them, and there is none")
+
+    def stretches(self) -> list[Stretch]:
+        """The chain, cut before every selector that reads a score which has waited for it."""
+        waiting: list[str] = []
+        for name, score in self.scores.items():
+            late = score.waits if isinstance(score, Measured) else any(read in waiting for read in score.reads)
+            waiting += [name] if late else []
+        found = [Stretch([name for name in self.scores if name not in waiting], [])]
+        for selector in self.select:
+            wanted = self._behind(selector.reads)
+            if new := [name for name in waiting if name in wanted]:
+                found.append(Stretch([*found[-1].scores, *new], []))
+                waiting = [name for name in waiting if name not in new]
+            found[-1].select.append(selector)
+        return found
+
+    def _behind(self, names: Sequence[str]) -> set[str]:
+        """These scores and all that they are made of."""
+        found = set(names)
+        for name, score in reversed(list(self.scores.items())):
+            if name in found and isinstance(score, Derived):
+                found |= set(score.reads)
+        return found
 
     @property
     def passes(self) -> list[PaidPass]:
-        """Its paid passes, each once."""
-        measured = [score for score in self.scores.values() if isinstance(score, Measured)]
-        found = [one for part in (*measured, *self.select) for one in part.passes]
-        return list({canonical_json([one.step, one.identity]): one for one in found}.values())
+        """Its paid passes, each once; one that waits asks at most about the rows that selectors before it leave."""
+        found: dict[str, PaidPass] = {}
+        most, measured = None, set[str]()
+        for stretch in self.stretches():
+            scores = [(name, self.scores[name]) for name in stretch.scores if name not in measured]
+            for part in (*(score for _, score in scores if isinstance(score, Measured)), *stretch.select):
+                for one in part.passes:
+                    found.setdefault(canonical_json([one.step, one.identity]), replace(one, most_rows=most))
+            measured |= set(stretch.scores)
+            sizes = [selector.rows for selector in stretch.select if isinstance(selector, Sized) and selector.rows]
+            most = sizes[-1] if sizes else most
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Selectors that follow one another without a pass between them.
+
+    Attributes:
+        scores: names of those that the table has by then.
+        select: the selectors.
+    """
+
+    scores: list[str]
+    select: list[Selector]
 
 
 def check_names(where: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -93,10 +140,27 @@ def run_composition(context: Context, composition: Composition) -> Selection:
     Raises:
         DataError: E470, no row of the pool can be chosen.
     """
-    scores = score_table(context, composition.scores)
-    narrowing, last = run_chain(Narrowing.start(context, scores), composition.select, context.budget)
-    if not narrowing.num_left:
-        raise no_row_left(narrowing, last, scores)
+    measured: dict[str, Score] = {}
+    narrowing: Narrowing | None = None
+    stretches = composition.stretches()
+    for stretch in stretches:
+        wanted = {name: score for name, score in composition.scores.items() if name in stretch.scores}
+        if narrowing is None:
+            scores = score_table(context, wanted)
+            narrowing = Narrowing.start(context, scores)
+        else:
+            for name, score in wanted.items():
+                if isinstance(score, Measured) and name not in measured:
+                    left = (narrowing.rows(), narrowing.fingerprint)
+                    measured[name] = score.measure_left(context, *left) if score.waits else score.measure(context)
+            scores = score_table(context, wanted, measured)
+            narrowing = narrowing.with_scores(scores)
+        if stretch.select:
+            num = context.budget if stretch is stretches[-1] else context.pool_rows
+            narrowing, last = run_chain(narrowing, stretch.select, num)
+            if not narrowing.num_left:
+                raise no_row_left(narrowing, last, scores)
+    assert narrowing is not None
     order_I = narrowing.order_I
     assert order_I is not None
     if len(order_I) < context.budget:
@@ -105,7 +169,7 @@ def run_composition(context: Context, composition: Composition) -> Selection:
     selected = context.select_rows("selected", order_I, narrowing.chosen, {"chain": narrowing.fingerprint})
     last = composition.select[-1]
     score = last.by if isinstance(last, ByScore) else None
-    return Selection(selected, scores, "not selected", narrowing.out_table(), composition.facts, score)
+    return Selection(selected, narrowing.scores, "not selected", narrowing.out_table(), composition.facts, score)
 
 
 def no_row_left(narrowing: Narrowing, selector: Selector, scores: Step) -> DataError:

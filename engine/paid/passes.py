@@ -32,6 +32,7 @@ class PaidPass:
         settings: further arguments of the stage.
         identity: what determines its bytes.
         reply_tokens: (fewest, likely) tokens of one reply, for the plan.
+        most_rows: at most so many rows are asked about, a share of the pool or a number; None: all of it.
     """
 
     step: str
@@ -42,6 +43,7 @@ class PaidPass:
     settings: Mapping[str, Any]
     identity: Mapping[str, Any]
     reply_tokens: tuple[float, float]
+    most_rows: float | None = None
 
     def run(self, context: Context, source: Source | None = None) -> Step:
         """Makes the calls that are not in the ledger; a complete step costs nothing.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.config import RunConfig
+from engine.config import RunConfig, budget_rows
 from engine.paid.estimate import ASKED_AGAIN, CASES, Backend, Lookup, Rows, Sample, draw_sample, figures, look_up, total
 from engine.paid.estimate import estimate as rounds_plan
 from engine.paid.passes import PaidPass
-from engine.paid.service import ledger_store
+from engine.paid.service import ledger_store, paid_backends
 from engine.paid.standing import frozen_pool
 from engine.recipes import load_recipe
 from engine.store import Store
@@ -28,7 +28,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     """The plan of a run's paid calls.
 
     Returns:
-        Of rounds: as `engine.paid.estimate.estimate`. Of passes: its `pool`, `backends`, `usd` and `max_usd`.
+        Of rounds: as `engine.paid.estimate.estimate`. Of passes: its `pool`, `backends`, `usd` (None too when an
+        endpoint of the config is in none of the passes) and `max_usd`.
 
     Raises:
         DataError, ConfigError, EnvironmentProblem: as a run would.
@@ -39,7 +40,10 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     sample = draw_sample(config, frozen_pool(config), frozenset())
     ledger = ledger_store(Store(config.out), config.paid.ledger)
     plans = [_figures(one, sample, ledger) for one in passes]
-    return {"pool": sample.rows, "backends": plans, "usd": total(plans), "max_usd": config.paid.max_usd}
+    counted = [one.config for one in passes]
+    unknown = any(backend not in counted for backend in paid_backends(config))
+    usd = None if unknown else total(plans)
+    return {"pool": sample.rows, "backends": plans, "usd": usd, "max_usd": config.paid.max_usd}
 
 
 def _figures(one: PaidPass, sample: Sample, ledger: Store) -> dict[str, Any]:
@@ -54,4 +58,5 @@ def _figures(one: PaidPass, sample: Sample, ledger: Store) -> dict[str, Any]:
     backend = Backend(
         one.role, one.config, found, Lookup(0, 0, []), again, {"low": low, "likely": min(likely, high), "high": high}
     )
-    return figures(backend, Rows(dict.fromkeys(CASES, sample.rows), max(1, sample.rows)))
+    asked = sample.rows if one.most_rows is None else budget_rows(one.most_rows, sample.rows)
+    return figures(backend, Rows(dict.fromkeys(CASES, asked), max(1, sample.rows)))

@@ -33,7 +33,7 @@ def render(plan: Mapping[str, Any]) -> RenderableType:
 
 def _head(plan: Mapping[str, Any]) -> str:
     if "rounds" not in plan:
-        return f"{plan['pool']:,} rows in the pool, every one is asked about"
+        return f"{plan['pool']:,} rows in the pool"
     done, fewest, most = plan["rounds_done"], plan["rounds"]["low"], plan["rounds"]["high"]
     text = f"{plan['pool']:,} rows in the pool, {plan['rows_per_round']:,} judged per round, "
     text += f"{most} rounds" if fewest == most else f"{fewest} to {most} rounds"

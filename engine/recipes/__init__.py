@@ -37,6 +37,7 @@ RECIPES = {
     "backtranslation": "engine.recipes.backtranslation",
     "tegit": "engine.recipes.tegit",
     "lift": "engine.recipes.lift",
+    "wavecoder": "engine.recipes.wavecoder",
     "compose": "engine.recipes.compose",
 }
 

@@ -32,6 +32,7 @@ from engine.scoring.rating import Rating, RecordedRaterConfig
 from engine.selecting.ranks import Keep, Top
 
 RATING = "rating"
+EXAMPLE = {"rater": {"kind": "openai", "model": "gpt-4o-mini"}}
 
 
 class AlpagasusRater(OpenAIRaterConfig):

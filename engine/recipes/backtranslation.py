@@ -29,10 +29,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from engine.config_endpoint import OpenAIRaterConfig
-from engine.recipes.alpagasus import RatedConfig, composition, select
+from engine.recipes.alpagasus import EXAMPLE, RatedConfig, composition, select
 from engine.scoring.rating import RecordedRaterConfig
 
-__all__ = ["Config", "composition", "select"]
+__all__ = ["EXAMPLE", "Config", "composition", "select"]
 
 
 class BacktranslationRater(OpenAIRaterConfig):

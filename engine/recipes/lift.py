@@ -35,6 +35,7 @@ from engine.scoring.row_variance import RowVariance
 from engine.selecting.ranks import Top
 
 VARIETY, QUALITY = "variety", "quality"
+EXAMPLE = {"rater": {"kind": "openai", "model": "gpt-4o-mini"}}
 
 
 class LiftRater(OpenAIRaterConfig):
@@ -56,7 +57,7 @@ class Config(VectorConfig, RecipeConfig):
 def composition(config: Config) -> Composition:
     scores = {
         VARIETY: RowVariance(text=config.text, components=config.components),
-        QUALITY: Rating(rater=config.rater),
+        QUALITY: Rating(rater=config.rater, rows="left"),
     }
     return Composition(scores, [Top(by=VARIETY, rows=config.variety), Top(by=QUALITY)])
 

@@ -31,6 +31,7 @@ from engine.scoring.text import Length
 from engine.selecting.ranks import Keep, Sample, Top
 
 ACCEPTED, LENGTH = "accepted", "length"
+EXAMPLE = {"checker": {"kind": "openai", "model": "gpt-4o-mini"}}
 
 
 class TegitChecker(OpenAICheckerConfig):

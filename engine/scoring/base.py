@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from engine.artifacts import Source
@@ -54,6 +55,20 @@ class Measured(Strict):
     def passes(self) -> Sequence[PaidPass]:
         """The passes over the pool that make paid calls, for the plan."""
         return ()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is measured only on the rows that are left when the first selector that reads it comes."""
+        return False
+
+    def measure_left(self, context: Context, rows_I: np.ndarray, fingerprint: str) -> Score:
+        """The score of some rows, for one that waits; null, and no error, for all others.
+
+        Args:
+            rows_I: (I,) int64 rows of the pool, ascending.
+            fingerprint: of what determines them.
+        """
+        raise NotImplementedError
 
     def measure(self, context: Context) -> Score:
         """Runs the pass, unless it is complete.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import numpy as np
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from engine.config import RecorderConfig
@@ -16,8 +18,10 @@ from engine.config_endpoint import OpenAIRaterConfig
 from engine.paid.passes import PaidPass
 from engine.paid.rating import RATING, RATINGS, rating_pass
 from engine.recipes.base import Context
+from engine.schema import ROW
 from engine.scoring.base import Measured, Score
 from engine.scoring.recorded import recorded_numbers
+from engine.scoring.some_rows import asked_rows, over_pool
 
 
 class RecordedRaterConfig(RecorderConfig):
@@ -39,6 +43,10 @@ class Rating(Measured):
     each: bool = Field(
         default=False, description="A list with the rating of each turn; the rater's `turns` must be mean or sum"
     )
+    rows: Literal["all", "left"] = Field(
+        default="all",
+        description="left: only rows that are left when the first selector that reads it comes are rated, and paid",
+    )
 
     @model_validator(mode="after")
     def _has_each(self) -> Rating:
@@ -49,6 +57,20 @@ class Rating(Measured):
     @property
     def passes(self) -> Sequence[PaidPass]:
         return (rating_pass(self.rater),) if isinstance(self.rater, OpenAIRaterConfig) else ()
+
+    @property
+    def waits(self) -> bool:
+        return self.rows == "left" and isinstance(self.rater, OpenAIRaterConfig)
+
+    def measure_left(self, context: Context, rows_I: np.ndarray, fingerprint: str) -> Score:
+        def keep(part: int) -> pa.Array:
+            return pa.array(np.isin(context.pool.read(part, [ROW])[ROW].to_numpy(), rows_I))
+
+        assert isinstance(self.rater, OpenAIRaterConfig)
+        asked = asked_rows(context, {"left": fingerprint}, [], keep)
+        found = rating_pass(self.rater).run(context, asked)
+        column = RATINGS if self.each else RATING
+        return Score.of(over_pool(context, "ratings_left", found, [column]), column)
 
     def measure(self, context: Context) -> Score:
         if isinstance(self.rater, RecordedRaterConfig):

@@ -7,21 +7,20 @@ necessity in MoDS (Du et al., arXiv 2311.15653). Several turns: the last respons
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from engine.artifacts import Joined, Part, Source, Step
-from engine.backends import backend_step, build_generator, pinned
+from engine.artifacts import Joined, Source, Step
+from engine.backends import build_generator, pinned
 from engine.config import GeneratorConfig, NoGeneratorConfig
 from engine.recipes.base import Context
-from engine.runtime import StageSpec, run_pass
-from engine.schema import ANSWER, ERROR, RESPONSE, ROW
+from engine.runtime import StageSpec
+from engine.schema import ANSWER, RESPONSE
 from engine.scoring.base import Measured, Score
+from engine.scoring.some_rows import asked_rows, over_pool
 
 REWARD = "reward"
 
@@ -65,7 +64,7 @@ class Reward(Measured):
         rewards = self._rewards(context, Joined(answers, asked), ANSWER)
         if asked is context.pool:
             return Score.of(rewards, REWARD)
-        return Score.of(over_pool(context, rewards), REWARD)
+        return Score.of(over_pool(context, "answer_rewards", rewards, [REWARD]), REWARD)
 
     def _rewards(self, context: Context, source: Source, answer: str) -> Step:
         """The step `rewards`, parallel to the source's parts: `row` and REWARD_COLUMNS."""
@@ -96,19 +95,13 @@ class Reward(Measured):
     def _asked(self, context: Context, above: float) -> Step:
         """The step `asked`: rows of the pool whose own response has a reward above the number, in the pool's parts."""
         own = self._rewards(context, context.pool, RESPONSE)
-        target = context.step("asked", {"above": above}, [own.fingerprint])
-        if context.reused(target):
-            return target
-        started, done, rows = time.monotonic(), target.committed(), 0
-        for part in own.require().parts:
-            reward = own.read(part.index, [REWARD])[REWARD].to_numpy()
+
+        def keep(part: int) -> pa.Array:
+            reward_M = own.read(part, [REWARD])[REWARD].to_numpy()
             with np.errstate(invalid="ignore"):
-                kept = pa.array(reward > above)
-            if part.index not in done:
-                target.commit(part.index, context.pool.read(part.index).filter(kept))
-            rows += kept.true_count
-        target.finish(started=started, rows=rows)
-        return target
+                return pa.array(reward_M > above)
+
+        return asked_rows(context, {"above": above}, [own.fingerprint], keep)
 
 
 def answers_of(context: Context, config: GeneratorConfig, asked: Step) -> Step:
@@ -123,29 +116,11 @@ def answers_of(context: Context, config: GeneratorConfig, asked: Step) -> Step:
     assert backend is not None
     try:
         inputs = [source.fingerprint for source in (asked, vectors) if source is not None]
-        target = backend_step(context, "answers", backend, inputs)
+        target = context.paid_step("answers", backend.identity, inputs)
         record = backend.run(asked, target)
     finally:
         backend.close()
         if index is not None:
             index.close()
     context.check_failures(target.folder, record.failed, record.rows)
-    return target
-
-
-def over_pool(context: Context, rewards: Step) -> Step:
-    """The rewards of some rows, parallel to the pool's parts; null, and no error, where none was asked for."""
-    target = context.step("answer_rewards", {}, [context.pool.fingerprint, rewards.fingerprint])
-
-    def spread(todo: list[int]) -> Iterator[Part]:
-        for part in todo:
-            rows_M = context.pool.read(part, [ROW])[ROW]
-            found = rewards.read(part, [ROW, REWARD, ERROR])
-            at_M = np.searchsorted(found[ROW].to_numpy(), rows_M.to_numpy())
-            missing_M = ~np.isin(rows_M.to_numpy(), found[ROW].to_numpy())
-            taken = found.select([REWARD, ERROR]).take(pa.array(at_M, mask=missing_M))
-            table = taken.add_column(0, pa.field(ROW, pa.int64(), nullable=False), rows_M)
-            yield target.commit(part, table, failed=len(table) - table[ERROR].null_count)
-
-    run_pass(context.runtime.observer, context.pool, target, spread)
     return target

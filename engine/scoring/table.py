@@ -17,17 +17,21 @@ from engine.schema import ERROR, ROW
 from engine.scoring.base import Derived, Measured, Score
 
 
-def score_table(context: Context, scores: Mapping[str, Measured | Derived]) -> Step:
+def score_table(
+    context: Context, scores: Mapping[str, Measured | Derived], known: Mapping[str, Score] | None = None
+) -> Step:
     """Measures what is to be measured and puts all columns side by side.
 
     Args:
         scores: by name, in an order in which every derived score follows those it reads.
+        known: those of them that are measured already.
 
     Returns:
         The step `scores`: `row`, what the scores carry, the named scores, and `error`.
     """
     passes = {name: one for name, one in scores.items() if isinstance(one, Measured)}
-    measured = {name: one.measure(context) for name, one in passes.items()}
+    known = known or {}
+    measured = {name: known[name] if name in known else one.measure(context) for name, one in passes.items()}
     carries = {name: one.carries for name, one in passes.items()}
     derived = {name: one for name, one in scores.items() if isinstance(one, Derived)}
     settings = {

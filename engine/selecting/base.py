@@ -59,6 +59,10 @@ class Narrowing:
         codes_N = np.zeros(context.pool_rows, dtype=np.int32)
         return Narrowing(context, scores, codes_N, fingerprint=scores.fingerprint)
 
+    def with_scores(self, scores: Step) -> Narrowing:
+        """The same rows, with a table that has more scores."""
+        return replace(self, scores=scores, fingerprint=f"{self.fingerprint}/{scores.fingerprint}")
+
     @property
     def num_left(self) -> int:
         return int(np.count_nonzero(self.codes_N == IN))

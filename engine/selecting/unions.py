@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, SerializeAsAny, model_validator
 
+from engine.paid.passes import PaidPass
 from engine.selecting.base import IN, Narrowing, Sized, run_chain
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Union(Sized):
     @property
     def reads(self) -> Sequence[str]:
         return list(dict.fromkeys(name for chain in self.chains for one in chain for name in one.reads))
+
+    @property
+    def passes(self) -> Sequence[PaidPass]:
+        return [one for chain in self.chains for selector in chain for one in selector.passes]
 
     def narrow(self, narrowing: Narrowing, num: int) -> Narrowing:
         left = [run_chain(narrowing, chain, num)[0] for chain in self.chains]

@@ -14,6 +14,7 @@ import pytest
 
 from engine.config import RunConfig
 from engine.data.vectors import vectors_from_arrow
+from engine.paid.plan import estimate
 from engine.settings import load_config
 from tests.conftest import Recorder, write_jsonl
 from tests.fake_openai_judge import filled, score
@@ -21,7 +22,11 @@ from tests.fake_server import FakeServer
 from tests.paid.cli_runs import endpoint
 from tests.runs import outputs, run_local, run_ray
 
-STYLES = {"alpagasus": "scores", "backtranslation": "prose", "tegit": "json", "lift": "json"}
+STYLES = {"alpagasus": "scores", "backtranslation": "prose", "tegit": "json", "lift": "json", "wavecoder": "json"}
+CHECKED = {
+    "tegit": ("clear", "sufficient", "answered", "grounded", "clean", "overall"),
+    "wavecoder": ("language", "solves", "only-code", "logic", "imports", "overall"),
+}
 CRITERIA = ("accuracy", "explanation", "clarity", "difficulty")
 SCALE = {"minimum": 0, "maximum": 5}
 
@@ -41,7 +46,7 @@ def fresh(server: FakeServer) -> None:
 def config_for(recipe: str, pool: Path, out: Path, server: FakeServer, *overrides: str, **asked: Any) -> RunConfig:
     """A run of 20 rows; the server's style is that of the recipe's prompt."""
     server.faults(style=STYLES[recipe])
-    who = "checker" if recipe == "tegit" else "rater"
+    who = "checker" if recipe in CHECKED else "rater"
     encoder = [f"encoder.model={pool.parent / 'encoder'}", "encoder.max_tokens=64"]
     common = [f"out={out}", "data.part_rows=24", "budget=20", *encoder, "paid.confirm_above_usd=9"]
     mine = {"alpagasus": ["recipe.min_rating=2"], "backtranslation": ["recipe.min_rating=2", "max_failed=0.5"]}.get(
@@ -80,15 +85,22 @@ def expected_score(recipe: str, response: str) -> float:
     if recipe == "lift":
         form = filled(dict.fromkeys(CRITERIA, SCALE), response)
         return sum(form.values()) / len(form)
-    if recipe == "tegit":
-        names = ("clear", "sufficient", "answered", "grounded", "clean", "overall")
-        rules = {name: {"enum": ["yes", "no"]} for name in names}
+    if recipe in CHECKED:
+        rules = {name: {"enum": ["yes", "no"]} for name in CHECKED[recipe]}
         return float(filled(rules, response)["overall"] == "yes")
     return float(max(score(response), 1))  # in the style "scores" the scripted judge begins at 1
 
 
-@pytest.mark.parametrize(("recipe", "column"), [("alpagasus", "rating"), ("backtranslation", "rating"),
-                                                ("tegit", "accepted"), ("lift", "quality")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "column"),
+    [
+        ("alpagasus", "rating"),
+        ("backtranslation", "rating"),
+        ("tegit", "accepted"),
+        ("wavecoder", "passed"),
+        ("lift", "quality"),
+    ],
+)
 def test_scores_are_what_the_judge_says(finished: dict[str, Path], recipe: str, column: str) -> None:
     pool = pool_of(finished[recipe])
     found = {row["id"]: row for row in scores(finished[recipe])}
@@ -136,12 +148,42 @@ def test_lift_keeps_what_stands_out_and_ranks_it_by_quality(finished: dict[str, 
     assert ids(out) == [row["id"] for row in best[:20]]
 
 
+def test_wavecoder_covers_what_passes(finished: dict[str, Path]) -> None:
+    out = finished["wavecoder"]
+    rows = sorted(scores(out), key=lambda row: row["row"])
+    (folder,) = out.glob("steps/embed-*")
+    table = pq.read_table(sorted(folder.glob("*.parquet"))).sort_by("row")
+    x_ND = vectors_from_arrow(table["vector"].combine_chunks()).astype(np.float64)
+    chosen = [next(row["row"] for row in rows if row["id"] == key) for key in ids(out)]
+    able = [row["row"] for row in rows if row["passed"] == 1]
+    assert 20 < len(able) < 150 and set(chosen) <= set(able)
+    for number in range(1, len(chosen)):  # each is farthest from those before it
+        nearest = {row: (x_ND[chosen[:number]] @ x_ND[row]).max() for row in able if row not in chosen[:number]}
+        assert nearest[chosen[number]] == pytest.approx(min(nearest.values()), abs=1e-9)
+
+
+def test_lift_pays_for_what_variety_keeps_only(
+    small_pool: Path, server: FakeServer, tmp_path: Path, recorder: Any
+) -> None:
+    config = config_for("lift", small_pool, tmp_path / "out", server)
+    plan = estimate(config)
+    assert plan["backends"][0]["calls"]["low"] == 39  # a fifth of 197 rows
+    server.reset()
+    run_local(config, recorder)
+    assert server.stats()["completed"] == 39
+    assert sum(row["quality"] is not None for row in scores(tmp_path / "out")) == 39
+    assert estimate(config)["backends"][0]["calls"]["low"] == 0
+    run_local(config_for("lift", small_pool, tmp_path / "out", server, "recipe.variety=60"), recorder)
+    assert server.stats()["completed"] == 60  # those that were rated before are not paid again
+
+
 # First ids of the small pool with the scripted judge. A change here is a change of the method, or of the judge.
 GOLDEN = {
     "alpagasus": ["2458098b", "2d42bad6", "4cdaa35f", "840b07f3", "90e1f441"],
     "backtranslation": ["2458098b", "2d42bad6", "4cdaa35f", "840b07f3", "90e1f441"],
     "tegit": ["4603ed80", "fb22d899", "17ffe73d", "a05d7c29", "4935c785"],
     "lift": ["7740549b", "2ebb8f88", "8e5b3fea", "14626d2c", "2ed0e03b"],
+    "wavecoder": ["8cbc4073", "565ecbf4", "b90d8c74", "7d91a00e", "8fe52f88"],
 }
 
 
