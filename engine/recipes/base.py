@@ -82,19 +82,23 @@ class Context:
 
     def vectors(self) -> Step:
         """One unit vector per row of the pool, from the prompt: the step `embed`."""
+        return self.embedded("embed", self.pool, PROMPT)
+
+    def embedded(self, name: str, source: Step, column: str) -> Step:
+        """A step with one unit vector per row of another, from a column of text."""
         from engine.models.encoder import EmbedStage
 
-        settings = self.encoder()
-        target = self.step("embed", {"encoder": settings, "column": PROMPT}, [self.pool.fingerprint])
+        arguments = {"encoder": self.encoder(), "column": column}
+        target = self.step(name, arguments, [source.fingerprint])
         stage = StageSpec(
-            name="embed",
+            name=name,
             factory=EmbedStage,
-            kwargs={"encoder": settings, "column": PROMPT},
-            columns_in=[PROMPT],
+            kwargs=arguments,
+            columns_in=[column],
             columns_out=[pa.field(VECTOR, pa.null())],
             resources=self.resources(),
         )
-        self.runtime.map_parts(stage, self.pool, target)
+        self.runtime.map_parts(stage, source, target)
         return target
 
     def index(self, vectors: Step) -> PoolIndex:

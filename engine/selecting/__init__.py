@@ -8,6 +8,7 @@ from pydantic import Field
 
 from engine.selecting.groups import Quota
 from engine.selecting.ranks import Keep, Middle, Sample, Top
+from engine.selecting.tags import TagCoverage
 from engine.selecting.targets import RoundRobin
 from engine.selecting.unions import Union
 from engine.selecting.vectors import Diverse, FacilityLocation, GraphCut, Herding, KCenter
@@ -23,9 +24,8 @@ AnySelector = Annotated[
     | Quota
     | RoundRobin
     | Sample
+    | TagCoverage
     | Top
     | Union,
     Field(discriminator="kind"),
 ]
-
-Union.model_rebuild(_types_namespace={"AnySelector": AnySelector})  # its chains are of any selectors

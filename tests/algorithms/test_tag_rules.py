@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -109,8 +109,8 @@ def test_lists_become_numbers_and_back() -> None:
     lists.add(pa.array(rows[:2], pa.list_(pa.string())))
     lists.add(pa.chunked_array([pa.array(rows[2:], pa.list_(pa.string()))]))
     tags_T, starts_N1 = lists.arrays()
-    assert [[lists.names[t] for t in tags_T[a:b]] for a, b in zip(starts_N1, starts_N1[1:], strict=False)] == rows
+    assert [[lists.names[t] for t in tags_T[a:b]] for a, b in pairwise(starts_N1)] == rows
     tags_T, starts_N1 = distinct_tags(tags_T, starts_N1)
-    sets = [{lists.names[t] for t in tags_T[a:b]} for a, b in zip(starts_N1, starts_N1[1:], strict=False)]
+    sets = [{lists.names[t] for t in tags_T[a:b]} for a, b in pairwise(starts_N1)]
     assert sets == [set(row) for row in rows] and len(tags_T) == 5
     assert [part.tolist() for part in TagLists().arrays()] == [[], [0]]
