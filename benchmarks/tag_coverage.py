@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from typing import Any
@@ -27,6 +26,7 @@ from rich.table import Table
 from benchmarks.record import paired, write_record
 from engine.algorithms.tag_coverage import coverage, tag_coverage
 from engine.data.tag_lists import TagLists, distinct_tags
+from engine.job import peak_rss_mb
 
 NAMES, FEWEST, MOST = 6587, 5, 16
 
@@ -58,9 +58,8 @@ def synthetic(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     chance = 1.0 / np.arange(1, NAMES + 1)
     counts_N = rng.integers(FEWEST, MOST + 1, rows)
     drawn_T = rng.choice(NAMES, size=counts_N.sum(), p=chance / chance.sum())
-    keys_T = np.unique((np.repeat(np.arange(rows), counts_N) << 32) | drawn_T)
-    starts_N1 = np.concatenate([[0], np.cumsum(np.bincount(keys_T >> 32, minlength=rows))])
-    return (keys_T & 0xFFFFFFFF).astype(np.int32), starts_N1, rng.integers(0, 2**64, rows, dtype=np.uint64)
+    starts_N1 = np.concatenate([[0], np.cumsum(counts_N)])
+    return *distinct_tags(drawn_T.astype(np.int32), starts_N1), rng.integers(0, 2**64, rows, dtype=np.uint64)
 
 
 def ours(tags_T: np.ndarray, starts_N1: np.ndarray, words_N: np.ndarray, num: int) -> np.ndarray:
@@ -112,7 +111,7 @@ def select_and_weigh(file: str, num: int, rounds: int) -> tuple[float, dict[str,
         started = time.perf_counter()
         found_M = ours(tags_T, starts_N1, words_N, num)
         seconds.append(time.perf_counter() - started)
-    peak_MB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak_MB = peak_rss_mb()
     if not rounds:
         return peak_MB, {}
     covered, mean = coverage(tags_T, starts_N1, found_M)

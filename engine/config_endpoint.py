@@ -195,6 +195,27 @@ class OpenAICheckerConfig(AskingConfig):
         return value
 
 
+class OpenAITaggerConfig(AskingConfig):
+    prompt: str = Field(default="tags", description="Prompt: name, name/version, or the path of your own file")
+    max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")
+    turns: Literal["last", "all"] = Field(
+        default="all", description="Which user messages of a conversation are tagged, each in a call of its own"
+    )
+
+
+class OpenAITreeConfig(AskingConfig):
+    prompt: str = Field(default="tree", description="Prompt: name, name/version, or the path of your own file")
+    max_tokens: int = Field(default=2048, ge=1, description="Longest reply, in tokens; a tree that breaks off is none")
+    turns: Literal["last", "mean", "sum"] = Field(
+        default="last", description="Which user messages have a tree: the last one, or all, their sizes put together so"
+    )
+
+
+class OpenAIChooserConfig(AskingConfig):
+    prompt: str = Field(default="choice", description="Prompt: name, name/version, or the path of your own file")
+    max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")
+
+
 class OpenAIRaterConfig(AskingConfig):
     prompt: str = Field(default="rating", description="Prompt: name, name/version, or the path of your own file")
     turns: Literal["last", "mean", "sum"] = Field(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.algorithms.ranking import top_rows
+from engine.data.tag_lists import sorted_set
 
 
 def tag_coverage(
@@ -47,7 +48,7 @@ def tag_coverage(
     taken_N = np.zeros(len(order_N), dtype=bool)
     walks, left = [np.empty(0, dtype=np.int64)], num
     while left > 0 and len(live):
-        firsts = np.unique(lists_T[at_G[live]])[:left]
+        firsts = sorted_set(lists_T[at_G[live]])[:left]
         taken_N[firsts] = True
         walks.append(firsts)
         left -= len(firsts)
@@ -78,5 +79,7 @@ def coverage(tags_T: np.ndarray, starts_N1: np.ndarray, rows_M: np.ndarray) -> t
     counts_N = np.diff(starts_N1)
     inside_N = np.zeros(len(counts_N), dtype=bool)
     inside_N[rows_M] = True
-    covered = len(np.unique(tags_T[np.repeat(inside_N, counts_N)]))
-    return covered / max(len(np.unique(tags_T)), 1), float(counts_N[rows_M].mean()) if len(rows_M) else 0.0
+    covered = np.count_nonzero(np.bincount(tags_T[np.repeat(inside_N, counts_N)]))
+    return covered / max(np.count_nonzero(np.bincount(tags_T)), 1), float(counts_N[rows_M].mean()) if len(
+        rows_M
+    ) else 0.0

@@ -33,7 +33,8 @@ def parse_tags(text: str) -> list[str] | None:
     if not isinstance(found, list):
         return None
     tags = [one.get("tag") if isinstance(one, dict) else one for one in found]
-    return list(dict.fromkeys(tag.strip() for tag in tags)) if tags and all(map(is_tag, tags)) else None
+    texts = [tag.strip() for tag in tags if isinstance(tag, str) and is_tag(tag)]
+    return list(dict.fromkeys(texts)) if len(texts) == len(tags) > 0 else None
 
 
 def parse_choice(text: str, size: int, wanted: int) -> list[int] | None:

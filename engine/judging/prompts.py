@@ -27,24 +27,30 @@ from jinja2 import nodes
 
 from engine.errors import ConfigError
 from engine.judging.defence import block
+from engine.judging.reply_schemas import OVERALL, reply_schema
 from engine.yaml_document import Document, parse_yaml, shown
 
 FIELDS = {
     "pairwise": ("conversation", "answer_a", "answer_b"),
     "rating": ("conversation", "answer"),
     "rules": ("conversation", "answer"),
+    "tags": ("query",),
+    "tree": ("query",),
+    "choice": ("count", "instructions"),
 }
 PARSERS = {
     "pairwise": ("verdict", "score_pair"),
     "rating": ("rating", "number_line", "score_line", "criteria"),
     "rules": ("checklist",),
+    "tags": ("tags",),
+    "tree": ("tree",),
+    "choice": ("ids",),
 }
 LABELS = (("A", "B", "tie"), ("A", "B"))
 SETTING = {  # what a parser needs beside the common keys
     "verdict": "labels", "rating": "scale", "number_line": "scale", "score_line": "scale", "criteria": "scale",
     "checklist": "rules",
 }  # fmt: skip
-YES_NO, OVERALL = ("yes", "no"), "overall"
 _COMMON = ("name", "version", "kind", "source", "criteria", "parser")
 _FOLDER = Path(__file__).parent / "prompt_files"
 
@@ -99,20 +105,7 @@ class Prompt:
     @property
     def schema(self) -> dict[str, Any] | None:
         """JSON schema of the reply, for `response_format`; None when the reply is not JSON."""
-        low, high = self.scale or (0.0, 0.0)
-        number = {"type": "number", "minimum": low, "maximum": high}
-        wanted: dict[str, Any]
-        if self.parser == "verdict":
-            wanted = {"verdict": {"type": "string", "enum": list(self.labels)}}
-        elif self.parser == "rating":
-            wanted = {"score": number}
-        elif self.parser == "criteria":
-            wanted = dict.fromkeys(self.criteria, number)
-        elif self.parser == "checklist":
-            wanted = {name: {"type": "string", "enum": list(YES_NO)} for name, _ in (*self.rules, (OVERALL, ""))}
-        else:
-            return None
-        return {"type": "object", "properties": wanted, "required": list(wanted), "additionalProperties": False}
+        return reply_schema(self.parser, self.labels, self.scale, self.criteria, [name for name, _ in self.rules])
 
 
 # ----------------------------------------------------------------------------------------------- rendering
@@ -135,13 +128,15 @@ def render(prompt: Prompt, fields: Mapping[str, Any]) -> list[dict[str, str]]:
 
     Args:
         prompt: the prompt.
-        fields: `FIELDS[prompt.kind]`: `conversation`, a list of {"role", "content"} up to the answer, and the answers.
+        fields: `FIELDS[prompt.kind]`: `conversation`, a list of {"role", "content"} up to the answer, and the answers;
+            `query`, a user message; `instructions`, a list of {"id", "text"}, and the `count` to choose.
 
     Raises:
         KeyError: a field is missing.
     """
     data = {name: fields[name] for name in FIELDS[prompt.kind]}
-    data["conversation"] = [{"role": turn["role"], **turn} for turn in data["conversation"]]  # the role is read first
+    if "conversation" in data:  # the role is read first
+        data["conversation"] = [{"role": turn["role"], **turn} for turn in data["conversation"]]
     code = nonce(prompt.sha, data)
     text = _compiled(prompt.user).render({name: block(name, code, value) for name, value in data.items()})
     return [

@@ -25,7 +25,8 @@ import numpy as np
 from engine.store import Store
 
 MAGIC, INDEX_MAGIC = b"ILG1", b"ILX1"
-PURPOSES = ("answer", "judge", "canary", "rating", "check", "rules")  # a place in it is kept in the file
+# a place in it is kept in the file
+PURPOSES = ("answer", "judge", "canary", "rating", "check", "rules", "tags", "tree", "choice")
 HEADER = struct.Struct("<4sBBH32s8sqIIII")
 HEADER_BYTES = HEADER.size
 NANO = 10**9  # money is whole nano-dollars in the file

@@ -47,10 +47,14 @@ class PromptStage(PaidStage):
         return [self._row(row) for row in rows]
 
     async def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        why = suspicion(row) if self.suspects == "skip" else None
+        why = self.suspicion_of(row) if self.suspects == "skip" else None
         if why is not None:
             raise RowFailed(f"suspect: its text talks to the judge ({why})")
         return await self.about(row)
+
+    def suspicion_of(self, row: Mapping[str, Any]) -> str | None:
+        """Why the text that would be shown looks like it talks to the judge, None when it does not."""
+        return suspicion(row)
 
     async def about(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row's columns but `error`, from one or several readings.

@@ -38,6 +38,8 @@ RECIPES = {
     "tegit": "engine.recipes.tegit",
     "lift": "engine.recipes.lift",
     "wavecoder": "engine.recipes.wavecoder",
+    "instag": "engine.recipes.instag",
+    "tree_instruct": "engine.recipes.tree_instruct",
     "compose": "engine.recipes.compose",
 }
 

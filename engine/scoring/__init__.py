@@ -20,6 +20,7 @@ from engine.scoring.tags import Tags
 from engine.scoring.targets import TargetSimilarity
 from engine.scoring.text import Length, Mtld
 from engine.scoring.tokens import TokenScore
+from engine.scoring.trees import Tree
 from engine.scoring.turns import TurnProduct
 
 AnyScore = Annotated[
@@ -40,6 +41,7 @@ AnyScore = Annotated[
     | Tags
     | TargetSimilarity
     | TokenScore
+    | Tree
     | TurnProduct
     | Weight,
     Field(discriminator="kind"),

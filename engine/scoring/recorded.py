@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from engine.artifacts import Step
 from engine.backends import pinned
 from engine.config import RecorderConfig
 from engine.models.recorded import Recording
@@ -59,26 +60,39 @@ def _number(value: Any, scale: tuple[float, float] | None) -> tuple[float | None
     return number, None
 
 
-def recorded_numbers(context: Context, settings: Mapping[str, Any]) -> Score:
+def recorded_step(context: Context, name: str, factory: Any, settings: Mapping[str, Any], column: str) -> Step:
+    """A pass that reads a recording.
+
+    Args:
+        name: of the step.
+        factory: the stage, a Recording.
+        settings: its arguments, `column` and `file` among them.
+        column: of a file, when the settings name none.
+    """
+    if settings["file"] is not None and settings["column"] is None:
+        settings = {**settings, "column": column}
+    kwargs, identity = pinned("recorded", settings)
+    target = context.step(name, identity, [context.pool.fingerprint])
+    stage = StageSpec(
+        name=name,
+        factory=factory,
+        kwargs=kwargs,
+        columns_in=factory.columns_in,
+        columns_out=factory.columns_out,
+    )
+    record = context.runtime.map_parts(stage, context.pool, target)
+    context.check_failures(target.folder, record.failed, record.rows)
+    return target
+
+
+def recorded_numbers(context: Context, settings: Mapping[str, Any], column: str = VALUE) -> Score:
     """The score that a recording gives.
 
     Args:
         settings: arguments of RecordedNumbers.
+        column: of a file, when the settings name none.
     """
-    if settings["file"] is not None and settings["column"] is None:
-        settings = {**settings, "column": VALUE}
-    kwargs, identity = pinned("recorded", settings)
-    target = context.step("recorded", identity, [context.pool.fingerprint])
-    stage = StageSpec(
-        name="recorded",
-        factory=RecordedNumbers,
-        kwargs=kwargs,
-        columns_in=RecordedNumbers.columns_in,
-        columns_out=RecordedNumbers.columns_out,
-    )
-    record = context.runtime.map_parts(stage, context.pool, target)
-    context.check_failures(target.folder, record.failed, record.rows)
-    return Score.of(target, VALUE)
+    return Score.of(recorded_step(context, "recorded", RecordedNumbers, settings, column), VALUE)
 
 
 class Recorded(RecorderConfig, Measured):

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from engine.artifacts import Step
-from engine.backends import pinned
 from engine.config import RecorderConfig
+from engine.config_endpoint import OpenAITaggerConfig
 from engine.judging.lists import is_tag
 from engine.models.recorded import Recording
+from engine.paid.passes import PaidPass
+from engine.paid.tagging import tagging_pass
 from engine.recipes.base import Context
-from engine.runtime import StageSpec
 from engine.schema import ERROR
 from engine.scoring.base import Measured, Score
+from engine.scoring.recorded import recorded_step
 from engine.tag_normalisation import COMPLEXITY, QUERY_TAGS, RAW_COLUMNS, TAGS, Normalisation, normal_tags
 
 
@@ -54,11 +55,14 @@ def _tags(value: Any) -> list[str] | None:
     return value if isinstance(value, list) and all(is_tag(tag) for tag in value) else None
 
 
+TaggerConfig = Annotated[OpenAITaggerConfig | RecorderConfig, Field(discriminator="kind")]
+
+
 class Tags(Measured):
     """Normalised tags of each row."""
 
     kind: Literal["tags"] = "tags"
-    tagger: RecorderConfig = Field(description="Who tags")
+    tagger: TaggerConfig = Field(description="Who tags")
     normalise: Normalisation | None = Field(
         default_factory=Normalisation, description="How many spellings become one tag; null: tags as they are given"
     )
@@ -67,22 +71,14 @@ class Tags(Measured):
     def carries(self) -> Sequence[str]:
         return (COMPLEXITY,)
 
-    def measure(self, context: Context) -> Score:
-        return Score.of(normal_tags(context, self._raw(context), self.normalise), TAGS)
+    @property
+    def passes(self) -> Sequence[PaidPass]:
+        return (tagging_pass(self.tagger),) if isinstance(self.tagger, OpenAITaggerConfig) else ()
 
-    def _raw(self, context: Context) -> Step:
-        settings = self.tagger.model_dump(exclude={"kind"})
-        if self.tagger.file is not None and self.tagger.column is None:
-            settings["column"] = TAGS
-        kwargs, identity = pinned("recorded_tags", settings)
-        target = context.step("recorded_tags", identity, [context.pool.fingerprint])
-        stage = StageSpec(
-            name="recorded_tags",
-            factory=RecordedTags,
-            kwargs=kwargs,
-            columns_in=RecordedTags.columns_in,
-            columns_out=RecordedTags.columns_out,
-        )
-        record = context.runtime.map_parts(stage, context.pool, target)
-        context.check_failures(target.folder, record.failed, record.rows)
-        return target
+    def measure(self, context: Context) -> Score:
+        if isinstance(self.tagger, OpenAITaggerConfig):
+            raw = tagging_pass(self.tagger).run(context)
+        else:
+            settings = self.tagger.model_dump(exclude={"kind"})
+            raw = recorded_step(context, "recorded_tags", RecordedTags, settings, TAGS)
+        return Score.of(normal_tags(context, raw, self.normalise), TAGS)
