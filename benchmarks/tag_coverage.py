@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import paired, write_record
+from engine.algorithms.ragged import distinct_tags
 from engine.algorithms.tag_coverage import coverage, tag_coverage
-from engine.data.tag_lists import TagLists, distinct_tags
+from engine.data.tag_lists import TagLists
 from engine.job import peak_rss_mb
 
 NAMES, FEWEST, MOST = 6587, 5, 16

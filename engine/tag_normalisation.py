@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from engine.algorithms.ragged import distinct_tags
 from engine.algorithms.tag_rules import implied, named_groups, near_groups, same_by_rules, scaled
 from engine.artifacts import Step, write_table
 from engine.config_base import Strict
-from engine.data.tag_lists import TagLists, distinct_tags
+from engine.data.tag_lists import TagLists
 from engine.data.vectors import vectors_from_arrow
 from engine.recipes.base import Context
 from engine.runtime import StageSpec

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.fake_openai_faults import Settings, uniform
+from tests.fake_openai_lists import kind_of, listed
 
 CODE = re.compile(r"The code of this message is ([0-9a-f]{32})\.")
 MARK = "@CODE@"
@@ -100,7 +101,7 @@ def read_request(messages: Sequence[Mapping[str, Any]]) -> Reading | None:
     remainder = "\x1e".join([outside, *others]).replace(found[1], MARK)
     system = "\x1e".join(text_of(m.get("content")) for m in messages if m.get("role") in ("system", "developer"))
     roles = ",".join(str(message.get("role")) for message in messages)
-    kind = "rating" if is_rating(fields) else "pairwise"
+    kind = kind_of(fields) or ("rating" if is_rating(fields) else "pairwise")
     return Reading(f"{kind},{roles}\x1e{system}", remainder, fields, broken)
 
 
@@ -160,6 +161,9 @@ def judge(
     """
     obeyed = reading.broken or reading.remainder != baseline
     rating = is_rating(reading.fields)
+    if kind_of(reading.fields):
+        text = "I obey." if obeyed else listed(reading.fields, again="\x1e" in reading.remainder)
+        return Reply(text, mode="list", obeyed=obeyed, broken=reading.broken)
     if rating and len(properties or {}) > 1:
         assert properties
         wish = {name: "yes" if "enum" in kind else kind["maximum"] for name, kind in properties.items()}

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.algorithms.ragged import sorted_set
 from engine.algorithms.ranking import top_rows
-from engine.data.tag_lists import sorted_set
 
 
 def tag_coverage(

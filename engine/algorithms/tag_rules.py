@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from engine.algorithms.exact import ONE, similarity_tiles
-from engine.data.tag_lists import distinct_tags
+from engine.algorithms.ragged import distinct_tags
 
 PUBLISHED_QUERIES = 306_044  # of the pool that the published thresholds were chosen for
 

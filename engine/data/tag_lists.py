@@ -48,17 +48,3 @@ class TagLists:
         """(T,) int32 codes, and (N + 1,) int64: the tags of row n are at starts[n] : starts[n + 1]."""
         counts_N = np.concatenate([np.empty(0, np.int64), *self._counts])
         return np.concatenate([np.empty(0, np.int32), *self._tags]), np.concatenate([[0], np.cumsum(counts_N)])
-
-
-def sorted_set(values: np.ndarray) -> np.ndarray:
-    """The distinct values, ascending; by sorting, which for whole numbers is many times faster than `np.unique`."""
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
-
-
-def distinct_tags(tags_T: np.ndarray, starts_N1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same rows without repeated or negative tags, those of a row ascending; as `TagLists.arrays`."""
-    keys_T = (np.repeat(np.arange(len(starts_N1) - 1), np.diff(starts_N1)) << 32) | tags_T.astype(np.int64)
-    keys_T = sorted_set(keys_T[tags_T >= 0])
-    counts_N = np.bincount(keys_T >> 32, minlength=len(starts_N1) - 1)
-    return (keys_T & 0xFFFFFFFF).astype(np.int32), np.concatenate([[0], np.cumsum(counts_N)])

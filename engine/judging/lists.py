@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from engine.judging.verdicts import _after_thinking as after_thinking
+from engine.judging.verdicts import after_thinking
 
 LONGEST_TAG = 100  # characters
 _OPENING = re.compile(r"[\[{]")

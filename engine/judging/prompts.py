@@ -35,7 +35,7 @@ FIELDS = {
     "rating": ("conversation", "answer"),
     "rules": ("conversation", "answer"),
     "tags": ("query",),
-    "tree": ("query",),
+    "tree": ("instruction",),
     "choice": ("count", "instructions"),
 }
 PARSERS = {
@@ -129,7 +129,8 @@ def render(prompt: Prompt, fields: Mapping[str, Any]) -> list[dict[str, str]]:
     Args:
         prompt: the prompt.
         fields: `FIELDS[prompt.kind]`: `conversation`, a list of {"role", "content"} up to the answer, and the answers;
-            `query`, a user message; `instructions`, a list of {"id", "text"}, and the `count` to choose.
+            `query` or `instruction`, a user message; `instructions`, a list of {"id", "text"}, and the `count` of
+            those to choose.
 
     Raises:
         KeyError: a field is missing.

@@ -7,9 +7,11 @@ function that makes a PaidPass of its config. It knows nothing of what is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from engine.artifacts import Source, Step
 from engine.config_endpoint import EndpointConfig
@@ -33,6 +35,8 @@ class PaidPass:
         identity: what determines its bytes.
         reply_tokens: (fewest, likely) tokens of one reply, for the plan.
         most_rows: at most so many rows are asked about, a share of the pool or a number; None: all of it.
+        asked: for the plan of a pass that does not ask about each row of the pool: from a sample of the pool, the
+            pool's rows and the budget, rows like those that it asks about, and how many of them there will be.
     """
 
     step: str
@@ -44,6 +48,7 @@ class PaidPass:
     identity: Mapping[str, Any]
     reply_tokens: tuple[float, float]
     most_rows: float | None = None
+    asked: Callable[[pa.Table, int, int], tuple[pa.Table, int]] | None = None
 
     def run(self, context: Context, source: Source | None = None) -> Step:
         """Makes the calls that are not in the ledger; a complete step costs nothing.

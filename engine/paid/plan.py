@@ -39,17 +39,20 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         return rounds_plan(config)
     sample = draw_sample(config, frozen_pool(config), frozenset())
     ledger = ledger_store(Store(config.out), config.paid.ledger)
-    plans = [_figures(one, sample, ledger) for one in passes]
+    plans = [_figures(one, sample, ledger, config.budget) for one in passes]
     counted = [one.config for one in passes]
     unknown = any(backend not in counted for backend in paid_backends(config))
     usd = None if unknown else total(plans)
     return {"pool": sample.rows, "backends": plans, "usd": usd, "max_usd": config.paid.max_usd}
 
 
-def _figures(one: PaidPass, sample: Sample, ledger: Store) -> dict[str, Any]:
+def _figures(one: PaidPass, sample: Sample, ledger: Store, budget: float) -> dict[str, Any]:
+    table, rows = sample.table, sample.rows
+    if one.asked is not None:
+        table, rows = one.asked(table, rows, budget_rows(budget, rows))
     stage = one.collector(ledger)
     try:
-        found = look_up(stage, sample.table)
+        found = look_up(stage, table)
     finally:
         stage.close()
     low, likely = one.reply_tokens
@@ -58,5 +61,5 @@ def _figures(one: PaidPass, sample: Sample, ledger: Store) -> dict[str, Any]:
     backend = Backend(
         one.role, one.config, found, Lookup(0, 0, []), again, {"low": low, "likely": min(likely, high), "high": high}
     )
-    asked = sample.rows if one.most_rows is None else budget_rows(one.most_rows, sample.rows)
-    return figures(backend, Rows(dict.fromkeys(CASES, asked), max(1, sample.rows)))
+    most = rows if one.most_rows is None else budget_rows(one.most_rows, rows)
+    return figures(backend, Rows(dict.fromkeys(CASES, most), max(1, rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from engine.data.ingest import Ingest, IngestOptions
 from engine.data.inputs import resolve_inputs
 from engine.errors import ConfigError
 from engine.judging.pairwise import FIRST, SECOND, conversation, row_fields
-from engine.judging.prompts import load_prompt, render
-from engine.schema import ANSWER, ID, RESPONSE, ROW
+from engine.judging.prompts import FIELDS, Prompt, load_prompt, render
+from engine.paid.tagging import queries_of
+from engine.schema import ANSWER, ID, MESSAGES, PROMPT, RESPONSE, ROW
 from engine.store import Store
 from engine.yaml_document import parse_yaml
 
@@ -49,12 +51,26 @@ def render_row(row: str, source: str, prompt: str | None, answer: str | None, or
     run = store if store.exists("status.json") else None
     chosen = load_prompt(prompt or (run and judge_prompt(run)) or "pairwise")
     found = find_row(row, source, run)
-    if chosen.kind == "rating":
-        return Preview(render(chosen, {"conversation": conversation(found), "answer": found[RESPONSE]}), False)
+    if chosen.kind != "pairwise":
+        return Preview(render(chosen, shown_fields(chosen, found)), False)
     if answer is None and run is not None:
         answer = recorded_answer(run, found[ROW])
     filled = {**found, ANSWER: found[RESPONSE] if answer is None else answer}
     return Preview(render(chosen, row_fields(filled, order)), answer is None)
+
+
+def shown_fields(prompt: Prompt, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prompt that is no comparison would show of a row; a choice shows it as the only one of its region."""
+    query = queries_of(row[MESSAGES], "last")[0]
+    everything = {
+        "conversation": conversation(row),
+        "answer": row[RESPONSE],
+        "query": query,
+        "instruction": query,
+        "count": 1,
+        "instructions": [{"id": 1, "text": row[PROMPT]}],
+    }
+    return {name: everything[name] for name in FIELDS[prompt.kind]}
 
 
 def judge_prompt(run: Store) -> str | None:

@@ -6,7 +6,7 @@ and a row without a readable reply is an error row, never a value. It knows noth
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,24 +73,28 @@ class PromptStage(PaidStage):
         """The form of a reply, as a re-ask names it."""
         raise NotImplementedError
 
-    async def reading(self, fields: Mapping[str, Any]) -> Reading:
+    async def reading(self, fields: Mapping[str, Any], read: Callable[[Reply], Any | None] | None = None) -> Reading:
         """What the judge says about the prompt's fields.
+
+        Args:
+            read: instead of the stage's own `read`, where what can be read depends on the row.
 
         Raises:
             RowFailed: it would not answer, or two replies could not be read.
         """
         messages = render(self.prompt, fields)
-        first = await self._ask(messages)
+        read = read or self.read
+        first = await self._ask(messages, read)
         if first.finish in REFUSALS:
             raise RowFailed(f"{first.finish}: the judge would not answer", [first])
-        value = self.read(first)
+        value = read(first)
         if value is not None:
             return Reading(value, [first])
-        second = await self._ask([*messages, *reminder(first.text, self.wanted)])
-        value = self.read(second)
+        second = await self._ask([*messages, *reminder(first.text, self.wanted)], read)
+        value = read(second)
         if value is None:
             raise RowFailed(f"unreadable: no {self.sought} in two replies of the judge", [first, second])
         return Reading(value, [first, second])
 
-    async def _ask(self, messages: Sequence[Mapping[str, str]]) -> Reply:
-        return await self.ask(messages, self.purpose, lambda reply: self.read(reply) is not None)
+    async def _ask(self, messages: Sequence[Mapping[str, str]], read: Callable[[Reply], Any | None]) -> Reply:
+        return await self.ask(messages, self.purpose, lambda reply: read(reply) is not None)

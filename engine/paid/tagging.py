@@ -44,6 +44,7 @@ class QueryStage(PromptStage):
     """
 
     columns_in = (MESSAGES,)
+    field = "query"  # what the prompt calls it
 
     def __init__(self, calls: Calls, member: str, retry: int, *, prompt: Prompt, suspects: str, turns: str) -> None:
         super().__init__(calls, member, retry, prompt=prompt, suspects=suspects)
@@ -55,7 +56,7 @@ class QueryStage(PromptStage):
     async def about(self, row: dict[str, Any]) -> dict[str, Any]:
         shown = queries_of(row[MESSAGES], self.turns)
         readings = await together(
-            *(self.reading({"query": text}) for text in shown), paid=lambda reading: reading.replies
+            *(self.reading({self.field: text}) for text in shown), paid=lambda reading: reading.replies
         )
         replies = [reply for reading in readings for reply in reading.replies]
         return {**self.columns([reading.value for reading in readings]), **cost_columns(replies)}
@@ -87,6 +88,7 @@ class OpenAITrees(QueryStage):
     """Stage: number of nodes of the parse trees of a row's queries."""
 
     columns_out = (pa.field(NODES, pa.float64()), pa.field(ERROR, pa.large_string()), *COST_COLUMNS)
+    field = "instruction"
     purpose = "tree"
     sought = "tree"
 

@@ -40,6 +40,7 @@ RECIPES = {
     "wavecoder": "engine.recipes.wavecoder",
     "instag": "engine.recipes.instag",
     "tree_instruct": "engine.recipes.tree_instruct",
+    "selectllm": "engine.recipes.selectllm",
     "compose": "engine.recipes.compose",
 }
 

@@ -35,6 +35,8 @@ from engine.scoring.tags import TaggerConfig, Tags
 from engine.selecting.tags import TagCoverage
 from engine.tag_normalisation import COMPLEXITY, Normalisation
 
+EXAMPLE = {"tagger": {"kind": "openai", "model": "gpt-4o-mini"}}
+
 
 class Config(RecipeConfig):
     name: Literal["instag"] = "instag"

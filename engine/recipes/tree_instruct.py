@@ -27,6 +27,8 @@ from engine.config import RecipeConfig
 from engine.scoring.trees import ParserConfig, Tree
 from engine.selecting.ranks import Top
 
+EXAMPLE = {"parser": {"kind": "openai", "model": "gpt-4o-mini"}}
+
 
 class Config(RecipeConfig):
     name: Literal["tree_instruct"] = "tree_instruct"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from engine.selecting.choice import LlmChoice
 from engine.selecting.groups import Quota
 from engine.selecting.ranks import Keep, Middle, Sample, Top
 from engine.selecting.tags import TagCoverage
@@ -20,6 +21,7 @@ AnySelector = Annotated[
     | Herding
     | KCenter
     | Keep
+    | LlmChoice
     | Middle
     | Quota
     | RoundRobin

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from engine.algorithms.ragged import distinct_tags
 from engine.algorithms.tag_coverage import coverage, tag_coverage
-from engine.data.tag_lists import TagLists, distinct_tags
+from engine.data.tag_lists import TagLists
 from engine.errors import ConfigError
 from engine.schema import ROW
 from engine.selecting.base import Narrowing, Sized

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.algorithms.exact import ONE, similarities
+from engine.algorithms.ragged import distinct_tags
 from engine.algorithms.tag_rules import implied, named_groups, near_groups, same_by_rules, scaled, spelled
-from engine.data.tag_lists import TagLists, distinct_tags
+from engine.data.tag_lists import TagLists
 from tests.algorithms.test_tag_coverage import ragged
 
 
