@@ -11,7 +11,8 @@ Before that tags are normalised: those in fewer than 20 queries go; lower case, 
 (cosine distance 0.05) on vectors of the tags; association rules a -> b (support 40, confidence 99 %) merge a into b.
 
 Needs: a language model behind an endpoint for the tags, or tags in a column or file; the run's encoder for the tags.
-Cost: a call per query, about 250 + its own tokens in and 20 out; after that seconds: 1M rows select in about 2 s.
+Cost: a call per query, about 250 + its own tokens in and 20 out; after that seconds for a million rows, and
+about 40 bytes of memory in one process for each tag of each row.
 Known bias: prefers long, many-sided queries; rare tags are often noise of the tagger, and each draws a row. English
 tags and stems, whatever the language of the pool.
 

@@ -31,7 +31,7 @@ class TagCoverage(Sized):
         return [name for name in (self.tags, self.by) if name is not None]
 
     def narrow(self, narrowing: Narrowing, num: int) -> Narrowing:
-        """Holds the tags of all rows in this process, about 20 bytes for each.
+        """Holds the tags of all rows in this process, about 40 bytes for each.
 
         Raises:
             ConfigError: E257, the score named `tags` is none.

@@ -85,6 +85,10 @@ def queries(row: dict[str, Any]) -> list[str]:
     return [*(pair[0] for pair in row.get("history", [])), row["instruction"]]
 
 
+GOLDEN = {
+    "instag": ["2c6f20fc", "2f6471fd", "3a1d79bd", "3c480de3", "8a30362c"],
+    "tree_instruct": ["3c480de3", "2c6f20fc", "2f6471fd", "3a1d79bd", "407a589c"],
+}
 FAILED = {5: "unreadable: no", 7: "suspect: its text talks to the judge"}
 
 
@@ -112,6 +116,8 @@ def test_instag_tags_every_query_and_covers_the_tags(
     words = [int(row["id"][:16], 16) for row in tagged]
     expected = plain_coverage(sets, [row["tag_complexity"] for row in tagged], words, 12)
     assert chosen(tmp_path / "out") == [tagged[k]["id"] for k in expected]
+    if turns == "all":
+        assert [key[:8] for key in chosen(tmp_path / "out")[:5]] == GOLDEN["instag"]
 
 
 @pytest.mark.parametrize("turns", ["last", "mean", "sum"])
@@ -125,6 +131,8 @@ def test_tree_instruct_ranks_by_the_number_of_nodes(pool: Path, tmp_path: Path, 
     scored = [row for row in found if row["nodes"] is not None]
     ranked = sorted(scored, key=lambda row: (-row["nodes"], row["id"]))
     assert chosen(tmp_path / "out") == [row["id"] for row in ranked[:30]]
+    if turns == "last":
+        assert [key[:8] for key in chosen(tmp_path / "out")[:5]] == GOLDEN["tree_instruct"]
 
 
 def test_recorded_trees_and_tags_need_no_calls(pool: Path, tmp_path: Path, server: FakeServer) -> None:
