@@ -31,3 +31,5 @@ AnySelector = Annotated[
     | Union,
     Field(discriminator="kind"),
 ]
+
+Union.model_rebuild(_types_namespace={"AnySelector": AnySelector})  # its chains are of any selectors
