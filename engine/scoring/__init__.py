@@ -8,13 +8,13 @@ from pydantic import Field
 
 from engine.scoring.arithmetic import Agreement, Linear, Product, Weight
 from engine.scoring.clusters import Cluster
-from engine.scoring.row_variance import RowVariance
 from engine.scoring.digits import Digits
 from engine.scoring.neighbours import KnnDistance
 from engine.scoring.one_shot import OneShot
 from engine.scoring.rating import Rating
 from engine.scoring.recorded import Recorded
 from engine.scoring.rewards import Reward
+from engine.scoring.row_variance import RowVariance
 from engine.scoring.rules import Rules
 from engine.scoring.tags import Tags
 from engine.scoring.targets import TargetSimilarity
