@@ -94,7 +94,7 @@ class RowVariance(VectorConfig, Measured):
             {"vectors": vectors, "parts": parts[number::members], "threads": runtime.threads}
             for number in range(members)
         ]
-        group = runtime.group(MomentMember, shards, Resources(cpus=runtime.threads))
+        group = runtime.group(MomentMember, shards, Resources(cpus=runtime.threads, resident=True))
         try:
             found = components(reduce(add, group.call("moments")), self.components)
         finally:
