@@ -69,6 +69,11 @@ def fingerprint(name: str, version: int, settings: Mapping[str, Any], inputs: Se
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def rows_digest(rows_I: np.ndarray) -> str:
+    """Hex SHA-256 of row numbers in their order: what a choice of rows is known by, whatever led to it."""
+    return hashlib.sha256(rows_I.astype("<i8").tobytes()).hexdigest()
+
+
 class Step:
     """One transformation of a run: `steps/<name>-<8 hex>`, or a path such as `rounds/000/answers-<8 hex>`.
 

@@ -113,8 +113,8 @@ def run(
         if max_usd is not None:
             config = config.model_copy(update={"paid": config.paid.model_copy(update={"max_usd": max_usd})})
         configs[label] = config
-        if not yes:
-            confirm_cost(config)
+    if not yes:
+        confirm_cost(list(configs.values()))
     from engine.session import check_alone, run_methods, run_session
 
     config = next(iter(configs.values()))
@@ -139,24 +139,30 @@ def run(
         print_summary(summary, Console())  # pyright: ignore[reportArgumentType]
 
 
-def confirm_cost(config: Any) -> None:
+def confirm_cost(configs: list[Any]) -> None:
     """Asks before a run whose calls are likely to cost more than paid.confirm_above_usd and that has no cap.
+
+    Args:
+        configs: of its methods; they have one cap.
 
     Raises:
         ConfigError: E263, there is nobody to ask.
     """
     from engine.paid.service import paid_backends
 
-    if config.paid.max_usd is not None or not paid_backends(config):
+    paid = configs[0].paid
+    calling = [config for config in configs if paid_backends(config)]
+    if paid.max_usd is not None or not calling:
         return
     from engine.paid.plan import estimate
 
-    usd = estimate(config)["usd"]
-    if usd is not None and usd["likely"] <= config.paid.confirm_above_usd:
-        return
+    costs = [estimate(config)["usd"] for config in calling]
     question = "What the calls of this run cost is not known (give price: {input: ..., output: ...})"
-    if usd is not None:
-        question = f"The calls of this run are likely to cost ${usd['likely']:.2f} (at most ${usd['high']:.2f})"
+    if all(usd is not None for usd in costs):
+        likely, high = (sum(usd[case] for usd in costs) for case in ("likely", "high"))
+        if likely <= paid.confirm_above_usd:
+            return
+        question = f"The calls of this run are likely to cost ${likely:.2f} (at most ${high:.2f})"
     if not sys.stdin.isatty():
         raise ConfigError(
             question, fix="give --yes, or a cap: --max-usd; `iterselect plan` shows the figures", code="E263"
@@ -173,7 +179,7 @@ def plan(
     as_json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Says what the paid calls of a run will cost and where its models go, before anything is started."""
-    from engine.paid.estimate import estimate
+    from engine.paid.plan import estimate
     from engine.paid.service import paid_backends
     from engine.settings import load_config
 

@@ -10,14 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.artifacts import Step
+from engine.artifacts import Step, rows_digest
 from engine.errors import DataError
 from engine.paid.passes import PaidPass
 from engine.recipes.base import Context, Selection
-from engine.schema import canonical_json
+from engine.schema import ERROR, FILE, ID, LINE, ROW, SOURCE, TURNS, canonical_json
 from engine.scoring.base import Derived, Measured, Score
 from engine.scoring.table import score_table
 from engine.selecting.base import ByScore, Narrowing, Selector, Sized, run_chain
+
+# Columns of `scores/` that every row has, whatever is measured.
+RESERVED = frozenset(
+    {ROW, ID, FILE, LINE, SOURCE, TURNS, ERROR, "prompt_chars", "response_chars", "rank", "selected", "reason"}
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,17 @@ class Composition:
 
     def __post_init__(self) -> None:
         known: list[str] = []
+        carried: dict[str, str] = {}  # column -> the pass that it comes from
         for name, score in self.scores.items():
             if isinstance(score, Derived):
                 check_names(f"scores.{name}", score.reads, known)
-            known += [name, *(score.carries if isinstance(score, Measured) else ())]
+            if name in RESERVED:
+                raise ValueError(f"scores.{name}: every row has a column of this name already; choose another")
+            known.append(name)
+            for column in score.carries if isinstance(score, Measured) else ():
+                known.append(column)
+                if carried.setdefault(column, score.pass_settings) != score.pass_settings:  # pyright: ignore
+                    raise ValueError(f"scores.{name} brings a column {column!r}, and so does another pass before it")
         if not self.select:
             raise ValueError("`select` needs at least one selector")
         for number, selector in enumerate(self.select):
@@ -95,7 +107,7 @@ class Composition:
                     found.setdefault(canonical_json([one.step, one.identity]), replace(one, most_rows=most))
             measured |= set(stretch.scores)
             sizes = [selector.rows for selector in stretch.select if isinstance(selector, Sized) and selector.rows]
-            most = sizes[-1] if sizes else most
+            most = min([size for size in sizes if size > 1] or sizes) if sizes else most
         return list(found.values())
 
 
@@ -151,8 +163,8 @@ def run_composition(context: Context, composition: Composition) -> Selection:
         else:
             for name, score in wanted.items():
                 if isinstance(score, Measured) and name not in measured:
-                    left = (narrowing.rows(), narrowing.fingerprint)
-                    measured[name] = score.measure_left(context, *left) if score.waits else score.measure(context)
+                    left = narrowing.rows()
+                    measured[name] = score.measure_left(context, left) if score.waits else score.measure(context)
             scores = score_table(context, wanted, measured)
             narrowing = narrowing.with_scores(scores)
         if stretch.select:
@@ -166,7 +178,7 @@ def run_composition(context: Context, composition: Composition) -> Selection:
     if len(order_I) < context.budget:
         found, wanted = len(order_I), context.budget
         context.runtime.observer.note(f"{found:,} rows can be chosen, fewer than the budget of {wanted:,}")
-    selected = context.select_rows("selected", order_I, narrowing.chosen, {"chain": narrowing.fingerprint})
+    selected = context.select_rows("selected", order_I, narrowing.chosen, {"rows": rows_digest(order_I)})
     last = composition.select[-1]
     score = last.by if isinstance(last, ByScore) else None
     return Selection(selected, narrowing.scores, "not selected", narrowing.out_table(), composition.facts, score)

@@ -65,6 +65,8 @@ def load_methods(target: str, rest: list[str], names: list[str]) -> dict[str, Ru
     methods = document.value.pop("methods", None) or {}
     if not isinstance(methods, dict):
         raise ConfigError("methods must be a mapping of label: settings", where=document.where(("methods",)))
+    if not names and not methods:
+        raise ConfigError("there are no methods", where=document.where(()), fix="add `methods:`, or name some")
     own = document.value.pop("recipe", None)
     configs = {}
     for label in names or methods:

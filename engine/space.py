@@ -8,14 +8,13 @@ Shapes: M rows of the space, I rows asked for.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from engine.artifacts import Step, take_rows
+from engine.artifacts import Step, rows_digest, take_rows
 from engine.recipes.base import Context
 from engine.schema import ID, ROW, VECTOR
 
@@ -65,8 +64,7 @@ def some_rows(context: Context, vectors: Step, rows_M: np.ndarray) -> Space:
     """
     if len(rows_M) == context.pool_rows:
         return whole_pool(context, vectors)
-    digest = hashlib.sha256(rows_M.astype("<i8").tobytes()).hexdigest()
-    target = context.step("space", {"rows": digest}, [vectors.fingerprint])
+    target = context.step("space", {"rows": rows_digest(rows_M)}, [vectors.fingerprint])
     if context.reused(target):
         return Space(target, target, part_of_pool=True)
     started, observer = time.monotonic(), context.runtime.observer

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from engine.artifacts import Step
 from engine.backends import pinned
 from engine.config_base import Strict
+from engine.config_vllm import EXECUTION_ARGS
 from engine.recipes.base import Context
 from engine.runtime import StageSpec
 
@@ -74,6 +75,7 @@ def model_pass(
     config: CausalModelConfig,
     further: Mapping[str, Any],
     inputs: Mapping[str, Step] | None = None,
+    execution: Mapping[str, Any] | None = None,
     version: int = 1,
 ) -> Step:
     """A pass of a language model over the pool: the step `name`, parallel to the pool's parts.
@@ -82,6 +84,7 @@ def model_pass(
         factory: the stage; takes model, max_tokens, precision, device, weights, and what follows.
         further: its other arguments, JSON-able.
         inputs: steps among its arguments, by name.
+        execution: what its arguments are to be in place of those in `further`, where that does not change its bytes.
         version: of the step, raised when the code changes its bytes.
 
     Raises:
@@ -101,7 +104,7 @@ def model_pass(
     stage = StageSpec(
         name=name,
         factory=factory,
-        kwargs={**settings, "weights": identity["model"], **steps},
+        kwargs={**settings, "weights": identity["model"], **steps, **(execution or {})},
         columns_in=factory.columns_in,
         columns_out=columns_out,
         resources=context.resources(),
@@ -122,10 +125,15 @@ def token_scores(context: Context, config: LanguageModelConfig) -> Step:
     from engine.models.vllm_token_scores import VllmTokenScores
 
     further: dict[str, Any] = {"template": config.template}
-    factory: Any = TokenScores
-    if config.backend == "vllm":
-        factory, further = VllmTokenScores, {**further, "engine_args": dict(config.engine_args)}
-    return model_pass(context, "token_scores", factory, TOKEN_SCORE_COLUMNS, config, further, version=2)
+    if config.backend == "transformers":
+        return model_pass(context, "token_scores", TokenScores, TOKEN_SCORE_COLUMNS, config, further, version=2)
+    # The engine rounds in another way than transformers, and by arguments that do not only say how it is executed.
+    execution = {*EXECUTION_ARGS, "tensor_parallel_size", "pipeline_parallel_size"}
+    further |= {"engine_args": {name: value for name, value in config.engine_args.items() if name not in execution}}
+    return model_pass(
+        context, "token_scores", VllmTokenScores, TOKEN_SCORE_COLUMNS, config, further,
+        execution={"engine_args": dict(config.engine_args)}, version=2,
+    )  # fmt: skip
 
 
 def digits(context: Context, config: CausalModelConfig, prompt: Mapping[str, Any], template: str, turns: str) -> Step:

@@ -82,6 +82,24 @@ def test_the_plan_is_what_the_run_then_pays(
     assert plan["usd"]["low"] < summary["calls"]["usd"] < plan["usd"]["high"]
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("alpagasus", "recipe.rater={rater}"),
+        ("instructiongpt4", "recipe.indicators={{rating: {{kind: rating, rater: {rater}}}}}"),
+    ],
+)
+def test_the_plan_of_a_pass_over_the_pool(
+    small_pool: Path, server: FakeServer, tmp_path: Path, capsys: Capture, name: str, setting: str
+) -> None:
+    rater = f"{{kind: openai, model: m, base_url: '{server.url}', api_key_env: null, price: {{input: 1, output: 2}}}}"
+    line = [name, str(small_pool), f"out={tmp_path / 'out'}", setting.format(rater=rater)]
+    plan = tell(capsys, "plan", *line, "--json").json
+    assert backend(plan, "rater")["calls"]["low"] == plan["pool"] == 197
+    assert plan["usd"]["likely"] > 0 and server.stats()["received"] == 0
+    assert "197" in tell(capsys, "plan", *line).out
+
+
 def test_the_plan_as_text(
     small_pool: Path, server: FakeServer, undisturbed: Path, tmp_path: Path, capsys: Capture
 ) -> None:

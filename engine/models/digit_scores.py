@@ -132,8 +132,9 @@ class DigitScores:
     def _digit_tokens(self, model: str) -> list[list[int]]:
         """For each digit the tokens that write it right after the prompt: as "1", as " 1", or as both.
 
-        A form counts when each of its digits is exactly one more token. Llama and Qwen write " 1" as two tokens, of
-        which the first says nothing, so there the form "1" is the only one, as in the published code.
+        A form counts when each of its digits is exactly one more token, another one for each. Llama and Qwen write
+        " 1" as two tokens, of which the first says nothing, so there the form "1" is the only one, as in the published
+        code.
         """
         from jinja2 import TemplateError
 
@@ -149,8 +150,9 @@ class DigitScores:
         forms: list[list[int]] = []
         for space in ("", " "):
             ids = self._encode([self._laid_out(text, f"{space}{k}") for k in digits])
-            if all(one[:-1] == before for one in ids):
-                forms.append([one[-1] for one in ids])
+            last = [one[-1] for one in ids if one[:-1] == before]
+            if len(set(last)) == len(digits) and self.causal.tokenizer.unk_token_id not in last:
+                forms.append(last)
         if not forms:
             raise ConfigError(
                 f"the tokenizer of {model!r} does not write the ratings 1 to {self.prompt.scale} as one token each",

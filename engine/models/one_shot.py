@@ -107,6 +107,13 @@ class OneShotScores:
                 code="E471",
             )
         self.zero_A = self._log_likelihoods(self.contexts.start)
+        if not np.isfinite(self.zero_A).all():
+            raise DataError(
+                "the model's log-probability of an anchor is not a finite number",
+                where=f"row {self.anchors[int(np.isfinite(self.zero_A).argmin())].id}",
+                fix="take precision float32, or another model",
+                code="E471",
+            )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """N rows with `columns_in`; returns `ONE_SHOT_COLUMNS`."""

@@ -9,19 +9,26 @@ from __future__ import annotations
 from typing import Any
 
 from engine.config import RunConfig, budget_rows
+from engine.config_base import models_in
+from engine.labelling import LoopConfig
 from engine.paid.estimate import ASKED_AGAIN, CASES, Backend, Lookup, Rows, Sample, draw_sample, figures, look_up, total
 from engine.paid.estimate import estimate as rounds_plan
 from engine.paid.passes import PaidPass
 from engine.paid.service import ledger_store, paid_backends
 from engine.paid.standing import frozen_pool
 from engine.recipes import load_recipe
+from engine.scoring.base import Measured
 from engine.store import Store
 
 
 def paid_passes(config: RunConfig) -> list[PaidPass] | None:
-    """The paid passes of a recipe that is a composition; None for one with rounds of its own."""
+    """The paid passes of a recipe, those of scores in its settings among them; None for one with rounds."""
     composition = getattr(load_recipe(config.recipe.name).module, "composition", None)
-    return None if composition is None else composition(config.recipe).passes
+    if composition is not None:
+        return composition(config.recipe).passes
+    if isinstance(config.recipe, LoopConfig):
+        return None
+    return [one for score in models_in(config.recipe) if isinstance(score, Measured) for one in score.passes]
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from engine.artifacts import Source, Step, StepRecord
 from engine.config import PaidConfig, RunConfig
-from engine.config_base import Strict
+from engine.config_base import Strict, models_in
 from engine.config_endpoint import (
     EXECUTION,
     EndpointConfig,
@@ -126,20 +126,7 @@ class PaidRun:
 
 def paid_backends(config: RunConfig) -> list[EndpointConfig]:
     """The backends of a config that call an endpoint, wherever in the recipe's settings they stand."""
-    return list(_endpoints(config.recipe))
-
-
-def _endpoints(value: Any) -> Iterator[EndpointConfig]:
-    if isinstance(value, EndpointConfig):
-        yield value
-    elif isinstance(value, Strict):
-        for name in type(value).model_fields:
-            yield from _endpoints(getattr(value, name))
-    elif isinstance(value, Mapping):
-        yield from _endpoints(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _endpoints(item)
+    return [model for model in models_in(config.recipe) if isinstance(model, EndpointConfig)]
 
 
 def ledger_store(store: Store, where: str | None) -> Store:

@@ -17,6 +17,7 @@ from engine.artifacts import Source
 from engine.config_base import Strict
 from engine.paid.passes import PaidPass
 from engine.recipes.base import Context
+from engine.schema import canonical_json
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Measured(Strict):
         return ()
 
     @property
+    def pass_settings(self) -> str:
+        """What determines the columns it carries: two scores may carry columns of a name only from the same pass."""
+        return canonical_json(self.model_dump(mode="json", exclude={"value"}))
+
+    @property
     def passes(self) -> Sequence[PaidPass]:
         """The passes over the pool that make paid calls, for the plan."""
         return ()
@@ -61,12 +67,11 @@ class Measured(Strict):
         """Whether it is measured only on the rows that are left when the first selector that reads it comes."""
         return False
 
-    def measure_left(self, context: Context, rows_I: np.ndarray, fingerprint: str) -> Score:
+    def measure_left(self, context: Context, rows_I: np.ndarray) -> Score:
         """The score of some rows, for one that waits; null, and no error, for all others.
 
         Args:
             rows_I: (I,) int64 rows of the pool, ascending.
-            fingerprint: of what determines them.
         """
         raise NotImplementedError
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from engine.artifacts import rows_digest
 from engine.config import RecorderConfig
 from engine.config_endpoint import OpenAIRaterConfig
 from engine.paid.passes import PaidPass
@@ -62,12 +63,14 @@ class Rating(Measured):
     def waits(self) -> bool:
         return self.rows == "left" and isinstance(self.rater, OpenAIRaterConfig)
 
-    def measure_left(self, context: Context, rows_I: np.ndarray, fingerprint: str) -> Score:
+    def measure_left(self, context: Context, rows_I: np.ndarray) -> Score:
         def keep(part: int) -> pa.Array:
-            return pa.array(np.isin(context.pool.read(part, [ROW])[ROW].to_numpy(), rows_I))
+            rows_M = context.pool.read(part, [ROW])[ROW].to_numpy()
+            near = rows_I[slice(*np.searchsorted(rows_I, [rows_M[0], rows_M[-1] + 1]))]
+            return pa.array(np.isin(rows_M, near))
 
         assert isinstance(self.rater, OpenAIRaterConfig)
-        asked = asked_rows(context, {"left": fingerprint}, [], keep)
+        asked = asked_rows(context, {"rows": rows_digest(rows_I)}, [], keep)
         found = rating_pass(self.rater).run(context, asked)
         column = RATINGS if self.each else RATING
         return Score.of(over_pool(context, "ratings_left", found, [column]), column)

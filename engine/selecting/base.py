@@ -9,7 +9,6 @@ It knows nothing of where scores come from.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from engine.config import budget_rows
 from engine.config_base import Strict
 from engine.paid.passes import PaidPass
 from engine.recipes.base import Context
-from engine.schema import ERROR, ID, ROW, canonical_json, id_words
+from engine.schema import ERROR, ID, ROW, id_words
 
 # (M,) finite float64 from the rows left of a part and their (M,) uint64 id words; larger is better.
 Value = Callable[[pa.Table, np.ndarray], np.ndarray]
@@ -41,7 +40,6 @@ class Narrowing:
         codes_N: (N,) int32, IN, or 1 + the place in `reasons` of why the row is out.
         reasons: texts.
         order_I: the rows left, best first, when the last selector gave them an order; else None.
-        fingerprint: of all that determines it.
         chosen: why the rows left were taken, as the last selector says it.
     """
 
@@ -50,18 +48,17 @@ class Narrowing:
     codes_N: np.ndarray
     reasons: tuple[str, ...] = ()
     order_I: np.ndarray | None = None
-    fingerprint: str = ""
     chosen: str = "selected"
 
     @staticmethod
     def start(context: Context, scores: Step) -> Narrowing:
         """The whole pool."""
         codes_N = np.zeros(context.pool_rows, dtype=np.int32)
-        return Narrowing(context, scores, codes_N, fingerprint=scores.fingerprint)
+        return Narrowing(context, scores, codes_N)
 
     def with_scores(self, scores: Step) -> Narrowing:
         """The same rows, with a table that has more scores."""
-        return replace(self, scores=scores, fingerprint=f"{self.fingerprint}/{scores.fingerprint}")
+        return replace(self, scores=scores)
 
     @property
     def num_left(self) -> int:
@@ -98,20 +95,17 @@ class Narrowing:
 
     def scored(self, names: Sequence[str]) -> Narrowing:
         """Without the rows that lack one of these scores, each with the reason it has none."""
+        if not names:
+            return self
         rows, which, texts = [], [], dict[str, int]()
         for table in self.parts([*names, ERROR]):
-            missing_M = np.zeros(len(table), dtype=bool)
-            absent = ""
-            for name in names:
-                null_M = table[name].is_null().to_numpy()
-                absent = name if null_M.any() and not absent else absent
-                missing_M |= null_M
-            if missing_M.any():
-                lacking = table.filter(pa.array(missing_M))
-                for error in lacking[ERROR].to_pylist():
-                    text = f"not scored: {error}" if error is not None else f"not scored: no {absent}"
-                    which.append(texts.setdefault(text, len(texts)))
-                rows.append(lacking[ROW].to_numpy())
+            null_SM = np.stack([table[name].is_null().to_numpy() for name in names])
+            at_L = np.flatnonzero(null_SM.any(axis=0))
+            lacking = table.take(pa.array(at_L))
+            for error, place in zip(lacking[ERROR].to_pylist(), null_SM[:, at_L].argmax(axis=0), strict=True):
+                text = f"not scored: {error if error is not None else f'no {names[place]}'}"
+                which.append(texts.setdefault(text, len(texts)))
+            rows.append(lacking[ROW].to_numpy())
         if not rows:
             return self
         return self.sorted_out(np.concatenate(rows), np.array(which, dtype=np.int32), list(texts))
@@ -141,11 +135,6 @@ class Narrowing:
             rows_I, words_I, value_I = rows_I[kept], words_I[kept], value_I[kept]
         return rows_I
 
-    def followed_by(self, selector: Selector) -> Narrowing:
-        """The same, known by the selector that comes next."""
-        text = canonical_json([self.fingerprint, selector.model_dump(mode="json")])
-        return replace(self, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])
-
     def out_table(self) -> pa.Table:
         """(row, reason) of every row that is out, ascending; reasons are dictionary-encoded."""
         rows = np.flatnonzero(self.codes_N != IN)
@@ -172,7 +161,7 @@ class Selector(Strict):
         """Leaves what it selects.
 
         Args:
-            narrowing: what the selectors before it left; its fingerprint counts this selector's settings already.
+            narrowing: what the selectors before it left.
             num: rows to leave; fewer are left when fewer can be chosen. A condition ignores it.
         """
         raise NotImplementedError
@@ -222,7 +211,7 @@ def run_chain(narrowing: Narrowing, selectors: Sequence[Selector], num: int) -> 
         wanted = num if last else narrowing.context.pool_rows
         if isinstance(selector, Sized) and selector.rows is not None:
             wanted = budget_rows(selector.rows, narrowing.context.pool_rows)
-        narrowing = selector.narrow(narrowing.followed_by(selector), wanted)
+        narrowing = selector.narrow(narrowing, wanted)
         if not narrowing.num_left:
             break
     return narrowing, selector  # pyright: ignore[reportPossiblyUnboundVariable]

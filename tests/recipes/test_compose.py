@@ -229,6 +229,7 @@ def test_ray_gives_the_same_bytes(pool: Path, tmp_path: Path, ray_cluster: Any) 
         ({"q": QUALITY}, [{"kind": "topp", "by": "q"}], "did you mean 'top'"),
         ({"q": {"kind": "recorded", "colum": "x"}}, [{"kind": "sample"}], "did you mean 'column'"),
         ({"q": QUALITY}, [], "at least one selector"),
+        ({"turns": WORDS}, [{"kind": "top", "by": "turns"}], r"scores\.turns: every row has a column of this name"),
     ],
 )
 def test_pieces_that_do_not_fit_are_refused(
@@ -236,6 +237,30 @@ def test_pieces_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config_for(pool, tmp_path / "out", scores, selectors)
+
+
+def test_a_changed_seed_or_encoder_selects_as_a_fresh_run_does(pool: Path, tmp_path: Path) -> None:
+    """In one folder, so that steps of the first run are there to be taken by mistake."""
+    scores = {"quality": QUALITY, "topic": {"kind": "cluster", "clusters": 4}}
+    chain = [{"kind": "keep", "by": "quality", "above": 0}, {"kind": "quota", "group": "topic", "take": "random"}]
+    for change in ("seed=1", "seed=2", "encoder.max_tokens=8"):
+        run_local(config_for(pool, tmp_path / "same", scores, chain, change), Recorder())
+        fresh = tmp_path / change
+        run_local(config_for(pool, fresh, scores, chain, change), Recorder())
+        assert outputs(tmp_path / "same") == outputs(fresh)
+
+
+def test_a_reason_names_what_the_row_itself_lacks(pool: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": f"q {k}", "output": "a b", "x": k, "y": k} for k in range(30)]
+    del rows[3]["x"], rows[4]["y"]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "encoder").symlink_to(pool.parent / "encoder")
+    scores = {name: {"kind": "recorded", "column": name} for name in ("x", "y")}
+    scores["sum"] = {"kind": "linear", "weights": {"x": 1.0, "y": 1.0}}
+    chain = [{"kind": "top", "by": "x", "rows": 29}, {"kind": "top", "by": "sum"}]
+    run_local(config_for(tmp_path / "pool.jsonl", tmp_path / "out", scores, chain), Recorder())
+    reasons = {row["row"]: row["reason"] for row in table(tmp_path / "out")}
+    assert reasons[3] == reasons[4] == "not scored: no recorded score"
 
 
 def test_nothing_left_too_few_left_and_too_many_failures(pool: Path, tmp_path: Path) -> None:

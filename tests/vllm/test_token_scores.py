@@ -59,7 +59,7 @@ def test_a_run_selects_as_the_other_backend_does(tiny: str, small_pool: Path, tm
         out = tmp_path / backend
         words = [
             f"out={out}", "budget=20", f"recipe.model={tiny}", "recipe.max_tokens=400", "recipe.precision=float32",
-            f"recipe.backend={backend}",
+            f"recipe.backend={backend}", "max_failed=0.2",
         ]  # fmt: skip
         run_local(load_config("perplexity", [str(small_pool), *words, "recipe.band=low"]), Recorder())
         selected.append(set((out / "ids.txt").read_text().split()))
