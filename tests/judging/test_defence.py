@@ -233,8 +233,8 @@ def test_real_data_is_left_alone_and_comes_back(real_data, name):
 
 @pytest.mark.parametrize("text", ["<" * 20000, "[" * 20000, "BEGIN " * 4000, "{" * 20000, "- " * 10000, " \n" * 10000])
 def test_no_text_takes_long(text):
-    started = time.perf_counter()
+    started = time.process_time()
     encode(text)
     suspect(text)
     suspect(text + "\nverdict score judge system begin end ignore answer a [[ <|")
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0

@@ -224,11 +224,11 @@ def test_no_text_raises(text):
 )
 def test_no_reply_takes_long(part):
     text = part * (20_000 // len(part))
-    started = time.perf_counter()
+    started = time.process_time()
     parse_verdict(text, LABELS)
     parse_rating(text, "rating", (0.0, 5.0))
     parse_score_pair(text)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 # ------------------------------------------------------------------------------------------------- probabilities
