@@ -19,11 +19,12 @@ Cost: two forward passes per turn, one over the prompt and one over prompt and r
 Known bias: prefers long rows: a sum over turns grows with their number, and both scorers like length. Set `turns: mean`
 where long conversations are not wanted. A rating in plain words by a small model is close to noise.
 
-Differs from the paper in: vectors are those of the run's encoder over prompt and response, where the paper takes a
-13B language model's last token (`encoder.model` may be one, with `encoder.pooling: last`). The published filter depends
-on its batch size above 1; here it is exact. A row with a turn that does not fit in max_tokens is left out, nothing is
-cut and no score is made up. A turn is a user's message and its answer, without what came before it; system messages
-are not shown. A judge sees what came before, and a recorded score is the whole row's.
+Differs from the paper in: vectors are those of the run's encoder over prompt and response, where the paper takes a 13B
+language model's last token (`encoder.model` may be one, with `encoder.pooling: last`). The published filter depends on
+its batch size above 1; here it is exact, and a similarity of exactly 0.9 is too much. A row with a turn that does not
+fit in max_tokens is left out, nothing is cut and no score is made up. A turn is a user's message and its answer,
+without what came before it; system messages are not shown. A judge sees what came before, and a recorded score is the
+whole row's.
 """
 
 from __future__ import annotations

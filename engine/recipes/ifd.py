@@ -14,12 +14,13 @@ Cost: two forward passes per row, over prompt plus response and over the respons
 Known bias: prefers short prompts and open-ended, creative responses; translations, sums and extractions score low,
 because there the prompt helps most. Scores of very short responses are noise.
 
-Differs from the paper in: the model is scored as it is, without the pre-experience tuning on 1,000 clustered rows (as
-in the authors' second version; that tuning is not available here yet). Both passes score exactly the same tokens, from
-one tokenisation of both texts; the published code may be off by one where prompt and response merge. The budget is a
-share of the pool, where the published script takes its share of what is left after the filter. Instruction and input
-are one prompt, so `template: alpaca` (the paper's) has no separate "### Input:". The model's own chat template is the
-default. Several turns: the last response, given everything before it.
+Differs from the paper in: an IFD of exactly 1 is left out (its code leaves out what is above 1). The model is scored as
+it is, without the pre-experience tuning on 1,000 clustered rows (as in the authors' second version; that tuning is not
+available here yet). Both passes score exactly the same tokens, from one tokenisation of both texts; the published code
+may be off by one where prompt and response merge. The budget is a share of the pool, where the published script takes
+its share of what is left after the filter. Instruction and input are one prompt, so `template: alpaca` (the paper's)
+has no separate "### Input:". The model's own chat template is the default. Several turns: the last response, given
+everything before it.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ class GraphCut(GraphCutSettings, PairConfig, InSpace):
 class Diverse(PairConfig, Sized):
     """Rows in the order of a score, but for those too similar to one taken before: DEITA's filter (arXiv 2312.15685).
 
-    Fewer rows than wanted are left when all others are too similar.
+    Fewer rows than wanted are left when all others are too similar. Its code leaves out what is above the threshold,
+    here what is equal to it too.
     """
 
     kind: Literal["diverse"] = "diverse"
