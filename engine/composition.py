@@ -44,10 +44,14 @@ class Composition:
 
     def __post_init__(self) -> None:
         known: list[str] = []
+        lists: list[str] = []
         carried: dict[str, str] = {}  # column -> the pass that it comes from
         for name, score in self.scores.items():
             if isinstance(score, Derived):
                 check_names(f"scores.{name}", score.reads, known)
+                check_numbers(f"scores.{name}", score, lists)
+            elif score.is_list:
+                lists.append(name)
             if name in RESERVED:
                 raise ValueError(f"scores.{name}: every row has a column of this name already; choose another")
             known.append(name)
@@ -59,6 +63,7 @@ class Composition:
             raise ValueError("`select` needs at least one selector")
         for number, selector in enumerate(self.select):
             check_names(f"select.{number} ({selector.kind})", selector.reads, known)
+            check_numbers(f"select.{number} ({selector.kind})", selector, lists)
             last = number == len(self.select) - 1
             if last and not isinstance(selector, Sized):
                 raise ValueError(f"the last selector leaves the budget; {selector.kind} leaves what meets a condition")
@@ -135,6 +140,17 @@ def check_names(where: str, names: Sequence[str], known: Sequence[str]) -> None:
             raise ValueError(
                 f"{where} reads {name!r}, which is no score before it; there are: {', '.join(known) or 'none'}"
             )
+
+
+def check_numbers(where: str, reader: Derived | Selector, lists: Sequence[str]) -> None:
+    """What reads a score as a number does not get a list.
+
+    Raises:
+        ValueError: it does.
+    """
+    wrong = [name for name in reader.reads if name in lists and name not in reader.reads_lists]
+    if wrong:
+        raise ValueError(f"{where} needs numbers, and {wrong[0]!r} gives a list for each row")
 
 
 def composed(composition: Callable[[Any], Composition]) -> Callable[[Context], Selection]:

@@ -53,6 +53,11 @@ class Measured(Strict):
         return ()
 
     @property
+    def is_list(self) -> bool:
+        """Whether it gives a row a list, such as tags or a number per turn, in place of one number."""
+        return False
+
+    @property
     def pass_settings(self) -> str:
         """What determines the columns it carries: two scores may carry columns of a name only from the same pass."""
         return canonical_json(self.model_dump(mode="json", exclude={"value"}))
@@ -93,6 +98,11 @@ class Derived(Strict):
     def reads(self) -> Sequence[str]:
         """Names of the scores it needs."""
         raise NotImplementedError
+
+    @property
+    def reads_lists(self) -> Sequence[str]:
+        """Those of `reads` that may be lists."""
+        return ()
 
     def derive(self, table: pa.Table) -> pa.Array:
         """(N,) float64 from a part of the table of scores."""

@@ -74,6 +74,10 @@ class Digits(CausalModelConfig, Measured):
         "the mean, or a list with a number for each",
     )
 
+    @property
+    def is_list(self) -> bool:
+        return self.turns == "each"
+
     def measure(self, context: Context) -> Score:
         prompt = load_digit_prompt(self.prompt)
         step = digits(context, self, prompt.model_dump(), self.template, "last" if self.turns == "last" else "each")

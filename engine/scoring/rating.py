@@ -56,6 +56,10 @@ class Rating(Measured):
         return self
 
     @property
+    def is_list(self) -> bool:
+        return self.each
+
+    @property
     def passes(self) -> Sequence[PaidPass]:
         return (rating_pass(self.rater),) if isinstance(self.rater, OpenAIRaterConfig) else ()
 

@@ -68,6 +68,10 @@ class Tags(Measured):
     )
 
     @property
+    def is_list(self) -> bool:
+        return True
+
+    @property
     def carries(self) -> Sequence[str]:
         return (COMPLEXITY,)
 

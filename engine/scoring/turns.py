@@ -64,6 +64,10 @@ class TurnProduct(Derived):
     def reads(self) -> Sequence[str]:
         return self.of
 
+    @property
+    def reads_lists(self) -> Sequence[str]:
+        return self.of
+
     def derive(self, table: pa.Table) -> pa.Array:
         """Null where a score is, and where scores do not have the same number of turns."""
         columns = [one_array(table[name]) for name in self.of]

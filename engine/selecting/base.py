@@ -153,6 +153,11 @@ class Selector(Strict):
         return ()
 
     @property
+    def reads_lists(self) -> Sequence[str]:
+        """Those of `reads` that may be lists."""
+        return ()
+
+    @property
     def passes(self) -> Sequence[PaidPass]:
         """The passes that make paid calls, for the plan, which takes them to ask about every row of the pool."""
         return ()

@@ -30,6 +30,10 @@ class TagCoverage(Sized):
     def reads(self) -> Sequence[str]:
         return [name for name in (self.tags, self.by) if name is not None]
 
+    @property
+    def reads_lists(self) -> Sequence[str]:
+        return (self.tags,)
+
     def narrow(self, narrowing: Narrowing, num: int) -> Narrowing:
         """Holds the tags of all rows in this process, about 40 bytes for each.
 

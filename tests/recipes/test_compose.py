@@ -229,6 +229,11 @@ def test_ray_gives_the_same_bytes(pool: Path, tmp_path: Path, ray_cluster: Any) 
         ({"q": QUALITY}, [{"kind": "topp", "by": "q"}], "did you mean 'top'"),
         ({"q": {"kind": "recorded", "colum": "x"}}, [{"kind": "sample"}], "did you mean 'column'"),
         ({"q": QUALITY}, [], "at least one selector"),
+        (
+            {"t": {"kind": "tags", "tagger": {"kind": "recorded", "column": "x"}}},
+            [{"kind": "top", "by": "t"}],
+            r"select\.0 \(top\) needs numbers, and 't' gives a list",
+        ),
         ({"turns": WORDS}, [{"kind": "top", "by": "turns"}], r"scores\.turns: every row has a column of this name"),
     ],
 )
