@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 INERTIA_ONE = 1 << 30  # fixed point of 1 - similarity
 CPU_TILE, GPU_TILE = 2048, 32_768
 CENTROID_BLOCK = 4096  # centroids multiplied at a time: bounds the scores at T x 4,096 for any K
-MIN_WIDTH = 16  # a product with one column becomes a matrix-vector one, whose rounding depends on the thread count
+WIDTH_STEP = 16  # in products of other widths, one column among them, the rounding depends on the thread count
 SPLIT = 1.0 / 1024.0  # FAISS's perturbation when it splits a cluster
 CANDIDATES = 64  # k-means++ proposals drawn per pass over the sample
 
@@ -335,7 +335,7 @@ def nearest_centroid(
     for start in range(0, len(centroids_KD), CENTROID_BLOCK):
         block = np.ascontiguousarray(centroids_KD[start : start + CENTROID_BLOCK], dtype=np.float32)
         width = len(block)
-        padded_WD = np.concatenate([block, np.zeros((max(0, MIN_WIDTH - width), block.shape[1]), np.float32)])
+        padded_WD = np.concatenate([block, np.zeros((-width % WIDTH_STEP, block.shape[1]), np.float32)])
         blocks.append((start, width, torch.from_numpy(padded_WD).to(device)))
     scores_TW = torch.empty((tile_rows, max(len(block) for _, _, block in blocks)), device=device)
     total = len(x_ND) if rows_M is None else len(rows_M)

@@ -254,7 +254,7 @@ def test_more_centroids_than_one_block():
     assert np.abs(best_N - scores.max(axis=1)).max() < 1e-6
 
 
-@pytest.mark.parametrize("k", [1, 2, 17, 300])
+@pytest.mark.parametrize("k", [1, 2, 17, 40, 300])
 def test_bits_of_a_similarity_do_not_depend_on_place_or_threads(k: int):
     import torch
 
