@@ -12,7 +12,8 @@ gives rows in proportion to its size, chosen within the cluster: N^2 inner produ
 wanted, and chooses among these those that stand best for the whole pool: N times the candidates on top.
 
 Needs: vectors. No labels, no language model.
-Cost: `lazy` N^2 D multiplications and about as many again; `stochastic` N^2 ln(1/epsilon) D.
+Cost: `lazy` N^2 D multiplications and about as many again; `stochastic` N^2 ln(1/epsilon) D. A million rows of 384
+dimensions: 4e14 at once, 8e12 in clusters of 20,000.
 Known bias: selects the centres of dense regions first; outliers and rare topics last.
 
 Differs from the paper in: works alone or on any pool, where Superfiltering.D first takes the best by IFD (that is

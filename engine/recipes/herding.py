@@ -7,7 +7,8 @@ the next pick is
     argmin over x of  | mean(D) - mean(S + x) |
 
 Needs: vectors. No labels, no language model.
-Cost: one inner product per row and pick, N m D multiplications, and one pass over the vectors for every pick.
+Cost: one inner product per row and pick, N m D multiplications, and one pass over the vectors for every pick. A million
+rows, 10,000 picks and 384 dimensions: 4e12 multiplications.
 Known bias: keeps the pool's mean and thereby its proportions; rare topics stay rare.
 
 Differs from the paper in: nothing for unit vectors; a row is selected once at most.

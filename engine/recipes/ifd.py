@@ -10,7 +10,8 @@ says that the prompt does not help: prompt and response do not belong together, 
 the rest are selected. `ratio: perplexity` is exp(s(A|Q) - s(A)), as Superfiltering has it; the two rank differently.
 
 Needs: a causal language model, best the one that will be tuned. No labels, no judge, no vectors.
-Cost: two forward passes per row, over prompt plus response and over the response.
+Cost: two forward passes per row, over prompt plus response and over the response. A million rows of 600 tokens in both
+passes and 0.5B parameters: 6e17 operations.
 Known bias: prefers short prompts and open-ended, creative responses; translations, sums and extractions score low,
 because there the prompt helps most. Scores of very short responses are noise.
 

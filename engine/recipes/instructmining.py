@@ -13,7 +13,8 @@ learns a rule of your own from a file of subsets and the losses of the models tu
 
 Needs: v1 a reward model and vectors; v2 a reward model, and UniEval's scores as columns of the pool (or
 `indicators: {naturalness: {kind: recorded, file: ...}, ...}`); a fit the outcome of tuning runs.
-Cost: one pass of the reward model; v1 also compares all rows with one another, N^2 D multiplications.
+Cost: one pass of the reward model; v1 also compares all rows with one another, N^2 D multiplications. A million rows of
+500 tokens and a reward model of 0.4B: 4e17 operations; 4e14 multiplications for the neighbours.
 Known bias: that of the reward model; v1 prefers outliers and short responses, v2, as published, what is hard to
 understand: its coefficient of understandability is positive.
 

@@ -10,7 +10,8 @@ is left is at most twice the smallest possible.
 
 Needs: vectors. No labels, no language model.
 Cost: one inner product per row and pick, N m D multiplications. Pools above `max_rows` are cut into K-Means clusters,
-each of which gives rows in proportion to its size, chosen within it: N m D / K.
+each of which gives rows in proportion to its size, chosen within it: N m D / K. A million rows, 10,000 picks and 384
+dimensions: 4e12 multiplications.
 Known bias: selects the outliers first, rows with odd text among them; clean the pool before, or take
 `facility_location`.
 

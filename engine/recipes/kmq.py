@@ -6,7 +6,8 @@ its static method, kMQ:
     rows of cluster j = budget * size_j / N        P(row) ~ quality(row), without replacement
 
 Needs: vectors, and a score of quality: a reward model, a judge's rating, a perplexity, or one recorded.
-Cost: K-Means, and that of the score.
+Cost: K-Means, and that of the score. A million rows, 100 clusters and 20 iterations of 384 dimensions: 8e11
+multiplications.
 Known bias: that of the score, less than by its highest rows; every topic keeps its share, poor ones too.
 
 Differs from the paper in: the draw goes by a hash of (seed, id); K is ours. A reward is a logit, not a weight, so by

@@ -12,7 +12,7 @@ Needs: a reward model, vectors; for necessity the answers of the model that will
 the seed alone: run once without `answers`, tune on that, then run with `answers` from that model (`recorded`, or a
 generator). Without answers the selection is the seed.
 Cost: one pass of the reward model, one inner product per row and pick; with answers, one answer per row of quality and
-a second pass of the reward model over these.
+a second pass of the reward model over these. A million rows of 500 tokens and a reward model of 0.4B: 4e17 operations.
 Known bias: that of the reward model, twice; outliers, as every k-center.
 
 Differs from the paper in: the tuning on the seed is left to whoever makes the answers. The first row of the seed is

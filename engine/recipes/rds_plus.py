@@ -8,7 +8,8 @@ selection. Rows and target examples are embedded; the examples take turns, and e
 that no example has taken yet, until the budget is reached.
 
 Needs: vectors; a file of target examples, in any format that a pool may have, such as the development set of a task.
-Cost: T N D multiplications for T examples, seldom more than twice.
+Cost: T N D multiplications for T examples, seldom more than twice. A million rows, 1,000 examples and 384 dimensions:
+4e11.
 Known bias: what is near in topic and wording, whatever its quality. Rows that are among the target examples come
 first: keep the target set out of the pool, or you train on your test.
 

@@ -10,7 +10,8 @@
 with p the probabilities of the digits at the first token of the answer. The highest are selected (paper: 20 %).
 
 Needs: one or more causal language models, best the base models that will be tuned. No judge, no vectors, no training.
-Cost: a forward pass per row, model and prompt: with the defaults five, over prompt and response each.
+Cost: a forward pass per row, model and prompt: with the defaults five, over prompt and response each. A million rows of
+500 tokens with one model of 7B: 3.5e19 operations.
 Known bias: a model is surest about what it has seen often: fluent English, short and common tasks. A small model rates
 by accident of its tokenizer; look at the spread of the scores before trusting them. A response that asks for a high
 rating may get it.
