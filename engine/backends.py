@@ -194,16 +194,10 @@ def _vllm(
         seed=context.config.seed,
         log=context.store,
     )
-    stage = StageSpec(
-        name=name,
-        factory=factory,
-        kwargs={"serving": serving, **settings},
-        columns_in=factory.columns_in,
-        columns_out=factory.columns_out,
-        resources=Resources(
-            cpus=context.config.runtime.threads, gpus=gpus, resident=True, apart=True, concurrency=config.parts
-        ),
+    resources = Resources(
+        cpus=context.config.runtime.threads, gpus=gpus, resident=True, apart=True, concurrency=config.parts
     )
+    stage = StageSpec.of(name, factory, resources, serving=serving, **settings)
     drawn = {"seed": context.config.seed} if config.temperature > 0 else {}
     device = {"device": "cuda" if gpus else "cpu"}  # a GPU rounds differently
     return Resident(context, stage, {**identified, **identity, **drawn, **device}, config.replicas)

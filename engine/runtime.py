@@ -61,6 +61,18 @@ class StageSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     resources: Resources = Resources()
 
+    @staticmethod
+    def of(name: str, factory: Any, resources: Resources = resources, /, **kwargs: Any) -> StageSpec:
+        """Of a class that names its columns itself, as `columns_in` and `columns_out`."""
+        return StageSpec(
+            name=name,
+            factory=factory,
+            columns_in=factory.columns_in,
+            columns_out=factory.columns_out,
+            kwargs=kwargs,
+            resources=resources,
+        )
+
 
 class Group(Protocol):
     """Members with state, one per shard. Members rebuild their state from storage when they are restarted.

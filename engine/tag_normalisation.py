@@ -100,14 +100,7 @@ def normal_tags(context: Context, raw: Step, config: Normalisation | None) -> St
     """
     names = None if config is None else tag_map(context, raw, config)
     target = context.step("normal_tags", {}, [raw.fingerprint, *([names.fingerprint] if names else [])])
-    stage = StageSpec(
-        name="normal_tags",
-        factory=NormalTags,
-        kwargs={"names": names},
-        columns_in=NormalTags.columns_in,
-        columns_out=NormalTags.columns_out,
-    )
-    context.runtime.map_parts(stage, raw, target)
+    context.runtime.map_parts(StageSpec.of("normal_tags", NormalTags, names=names), raw, target)
     return target
 
 

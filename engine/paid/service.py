@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
-import pyarrow as pa
-
 from engine.artifacts import Source, Step, StepRecord
 from engine.config import PaidConfig, RunConfig
 from engine.config_base import Strict, models_in
@@ -313,16 +311,9 @@ class PaidBackend:
         return Calls(endpoint=endpoint, ledger=self.paid.ledger, run=run, limiter=limiter, asks=self.asks)
 
     def _stage(self, retry: int) -> StageSpec:
-        columns_out: list[pa.Field] = list(self.factory.columns_out)
         # In batch mode everything is in the ledger by now, and nothing may be sent.
         limiter = None if self.config.mode == "batch" else self.paid.limiter
-        return StageSpec(
-            name=self.name,
-            factory=self.factory,
-            kwargs={"calls": self._calls(limiter), "retry": retry, **self.settings},
-            columns_in=self.factory.columns_in,
-            columns_out=columns_out,
-        )
+        return StageSpec.of(self.name, self.factory, calls=self._calls(limiter), retry=retry, **self.settings)
 
     def close(self) -> None:
         if self.group is not None:

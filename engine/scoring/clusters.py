@@ -63,12 +63,6 @@ class Cluster(VectorConfig, Measured):
         vectors = embed(context, self)
         centroids = cluster_centroids(context, vectors, self.clusters, self.iterations)
         target = context.step("clusters", {}, [centroids.fingerprint])
-        stage = StageSpec(
-            name="clusters",
-            factory=NearestCluster,
-            kwargs={"centroids": centroids},
-            columns_in=NearestCluster.columns_in,
-            columns_out=NearestCluster.columns_out,
-        )
+        stage = StageSpec.of("clusters", NearestCluster, centroids=centroids)
         context.runtime.map_parts(stage, vectors, target)
         return Score.of(target, CLUSTER)

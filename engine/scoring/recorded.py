@@ -73,14 +73,7 @@ def recorded_step(context: Context, name: str, factory: Any, settings: Mapping[s
         settings = {**settings, "column": column}
     kwargs, identity = pinned("recorded", settings)
     target = context.step(name, identity, [context.pool.fingerprint])
-    stage = StageSpec(
-        name=name,
-        factory=factory,
-        kwargs=kwargs,
-        columns_in=factory.columns_in,
-        columns_out=factory.columns_out,
-    )
-    record = context.runtime.map_parts(stage, context.pool, target)
+    record = context.runtime.map_parts(StageSpec.of(name, factory, **kwargs), context.pool, target)
     context.check_failures(target.folder, record.failed, record.rows)
     return target
 

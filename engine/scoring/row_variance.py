@@ -75,13 +75,7 @@ class RowVariance(VectorConfig, Measured):
         if not context.reused(axes):
             self._find_axes(context, vectors, axes)
         target = context.step("row_variance", {}, [axes.fingerprint])
-        stage = StageSpec(
-            name="row_variance",
-            factory=RowVarianceStage,
-            kwargs={"axes": axes},
-            columns_in=RowVarianceStage.columns_in,
-            columns_out=RowVarianceStage.columns_out,
-        )
+        stage = StageSpec.of("row_variance", RowVarianceStage, axes=axes)
         context.runtime.map_parts(stage, vectors, target)
         return Score.of(target, VARIANCE)
 

@@ -58,12 +58,6 @@ class TargetSimilarity(TargetConfig, Measured):
         vectors = embed(context, self)
         _, examples = target_set(context, self)
         target = context.step("target_similarity", {}, [vectors.fingerprint, examples.fingerprint])
-        stage = StageSpec(
-            name="target_similarity",
-            factory=SimilarityToSet,
-            kwargs={"target": examples},
-            columns_in=SimilarityToSet.columns_in,
-            columns_out=SimilarityToSet.columns_out,
-        )
+        stage = StageSpec.of("target_similarity", SimilarityToSet, target=examples)
         context.runtime.map_parts(stage, vectors, target)
         return Score.of(target, LARGEST if self.take == "max" else MEAN)

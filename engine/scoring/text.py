@@ -45,10 +45,7 @@ class Length(Measured):
 
     def measure(self, context: Context) -> Score:
         target = context.step("lengths", {}, [context.pool.fingerprint])
-        stage = StageSpec(
-            name="lengths", factory=TextLengths, columns_in=TextLengths.columns_in, columns_out=TextLengths.columns_out
-        )
-        context.runtime.map_parts(stage, context.pool, target)
+        context.runtime.map_parts(StageSpec.of("lengths", TextLengths), context.pool, target)
         return Score.of(target, self.of)
 
 
@@ -85,13 +82,7 @@ class Mtld(Measured):
     def measure(self, context: Context) -> Score:
         settings = {"of": self.of, "threshold": self.threshold}
         target = context.step("mtld", settings, [context.pool.fingerprint])
-        stage = StageSpec(
-            name="mtld",
-            factory=LexicalDiversity,
-            kwargs=settings,
-            columns_in=LexicalDiversity.columns_in,
-            columns_out=LexicalDiversity.columns_out,
-        )
+        stage = StageSpec.of("mtld", LexicalDiversity, **settings)
         record = context.runtime.map_parts(stage, context.pool, target)
         context.check_failures(target.folder, record.failed, record.rows)
         return Score.of(target, MTLD)
