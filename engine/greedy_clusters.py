@@ -16,7 +16,8 @@ import numpy as np
 
 from engine.algorithms.exact import ONE, vector_sum
 from engine.algorithms.facility import ArrayFacility, MergedFacility, Sampling, facility_location
-from engine.algorithms.greedy import ArrayGreedy, Each, GraphCut, KCenter, MergedGreedy, Picks, greedy
+from engine.algorithms.greedy import ArrayGreedy, Each, MergedGreedy, Picks, greedy
+from engine.algorithms.greedy_rules import GraphCut, KCenter
 from engine.schema import seeded_hash
 
 

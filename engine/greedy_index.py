@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.algorithms.facility import Sampling, best_pick, facility_location
-from engine.algorithms.greedy import Frontier, Picks, Rule, greedy, share
+from engine.algorithms.greedy import Frontier, Picks, greedy, share
+from engine.algorithms.greedy_rules import Rule
 from engine.algorithms.near_duplicates import cosine_filter
 from engine.artifacts import Step, StepRecord
 from engine.events import Observer
@@ -39,6 +40,9 @@ class GroupGreedy:
     def frontier(self, width: int) -> Frontier:
         group = self.index.group
         return Frontier.merge(group.call("greedy_frontier", self.rule, self.log.so_far(), share(width, group.size)))
+
+    def count_right(self, picks: Picks) -> int:
+        return min(self.index.group.call("greedy_count_right", self.rule, self.log.so_far(), picks))
 
     def add(self, picks: Picks) -> None:
         self.log.add(picks)

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from engine.algorithms.exact import ONE
 from engine.algorithms.facility import Sampling
-from engine.algorithms.greedy import GraphCut, Herding, KCenter, Picks
+from engine.algorithms.greedy import Picks
+from engine.algorithms.greedy_rules import GraphCut, Herding, KCenter
 from engine.algorithms.sampling import cluster_quotas, smallest_per_group
 from engine.artifacts import Step
 from engine.config_base import Strict

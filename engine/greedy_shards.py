@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from engine.algorithms.exact import ONE, check_units, largest_similarity, vector_sum
 from engine.algorithms.facility import ArrayFacility, MergedFacility, Sampling
-from engine.algorithms.greedy import ArrayGreedy, Frontier, MergedGreedy, Picks, Rule
+from engine.algorithms.greedy import ArrayGreedy, Frontier, MergedGreedy, Picks
+from engine.algorithms.greedy_rules import Rule
 from engine.algorithms.kmeans import nearest_centroid
 from engine.algorithms.near_duplicates import ArrayKept
 from engine.artifacts import Step
@@ -122,6 +123,9 @@ class GreedyShard(PoolShard):
 
     def greedy_frontier(self, rule: Rule, picks: PicksSoFar, width: int) -> Frontier:
         return self._greedy(rule, picks).frontier(width)
+
+    def greedy_count_right(self, rule: Rule, picks: PicksSoFar, guessed: Picks) -> int:
+        return self._greedy(rule, picks).count_right(guessed)
 
     def facility_first(self, around: Around, picks: PicksSoFar) -> Picks:
         return self._facility(around, picks).first()

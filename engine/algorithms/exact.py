@@ -14,6 +14,7 @@ The file knows nothing of what is selected, of shards, or of files.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,17 +78,36 @@ def similarity_tiles(
         yield start, stop, torch.mm(tile_TD, y_DP, out=out_TP[: stop - start]).round_()
 
 
-def similarities(x_ND: np.ndarray, y_PD: np.ndarray) -> np.ndarray:
-    """(N, P) int64 similarities in units of 2^-32; for few rows, in one thread: more would wait longer than work."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For products of few rows: more threads would wait longer than they work."""
     import torch
 
-    result_NP = np.empty((len(x_ND), len(y_PD)), dtype=np.int64)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for start, stop, scores_TP in similarity_tiles(x_ND, y_PD):
-        result_NP[start:stop] = scores_TP.numpy()
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def similarities(x_ND: np.ndarray, y_PD: np.ndarray) -> np.ndarray:
+    """(N, P) int64 similarities in units of 2^-32; for few rows, in one thread."""
+    result_NP = np.empty((len(x_ND), len(y_PD)), dtype=np.int64)
+    with one_thread():
+        for start, stop, scores_TP in similarity_tiles(x_ND, y_PD):
+            result_NP[start:stop] = scores_TP.numpy()
     return result_NP
+
+
+def similarity_columns(x_ND: np.ndarray, y_PD: np.ndarray, rows_M: np.ndarray) -> torch.Tensor:
+    """(M, P) float64, whole numbers in units of 2^-32, of the rows at `rows_M`; a column's numbers lie side by side."""
+    import torch
+
+    result_PM = torch.empty((len(y_PD), len(rows_M)), dtype=torch.float64)
+    for start, stop, scores_TP in similarity_tiles(x_ND, y_PD, rows_M):
+        result_PM[:, start:stop] = scores_TP.T
+    return result_PM.T
 
 
 def largest_similarity(x_ND: np.ndarray, y_PD: np.ndarray) -> np.ndarray:

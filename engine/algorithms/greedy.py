@@ -1,20 +1,16 @@
-"""Greedy selection by a score that every pick changes: k-center, herding, and the bins of Dataset Quantization.
-
-- k-center, farthest point first (Gonzalez 1985; Sener and Savarese 2018): the next pick is the row whose largest
-  similarity to the seeds and picks is smallest.
-- Herding (Welling 2009; Chen, Welling and Smola 2010): the next pick x minimises |mean(D) - mean(S + x)|.
-- Graph-cut bins (Dataset Quantization, Zhou et al. 2023, arXiv 2308.10524): bin after bin, the next pick maximises
-  sum_D x.p - 2 sum_S x.p, where D are the rows no earlier bin took and S the bin's picks. Linear in x: no N x N matrix.
+"""Greedy selection by a score that every pick changes; the scores are in engine/algorithms/greedy_rules.py.
 
 `greedy` is written once, over a small protocol: one array, several in process, or a group of members. Each shard keeps
-a few integers per row. A pick needs no pass of its own: the shards offer their best rows, a *frontier*, and picks are
-made among those for as long as no other row can be better, since a pick raises a score by at most `drift`. The result
-is that of one pick at a time. Scores are integers from exact similarities (`exact`) and ties go to the smaller id
-word, so the result is the same for any number of shards, any order of the rows and any size of the frontier.
+a few integers per row. A pick needs no pass of its own: the shards offer their best rows, a *frontier*, and a block of
+picks is made among those. A pick is certain for as long as no other row can be better, since a pick raises a score by
+at most `drift`; beyond that the block is a guess, which the shards check in one pass and cut where another row would
+have been picked. The result is that of one pick at a time. Scores are integers from exact similarities (`exact`) and
+ties go to the smaller id word, so the result is the same for any number of shards, any order of the rows, any size of
+the frontier and any length of the guess.
 """
 
 # Shape letters: N rows of a shard, D dimensions, S integers kept per row, P picks, K seeds, B rows of a frontier,
-# T rows of a tile.
+# T rows of a tile, M rows among them.
 
 from __future__ import annotations
 
@@ -24,146 +20,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from engine.algorithms.exact import BLOCK_COLUMNS, LARGEST, ONE, similarities, similarity_tiles, similarity_to_sum
+from engine.algorithms.exact import BLOCK_COLUMNS, ONE, one_thread, similarity_columns, similarity_tiles
+from engine.algorithms.greedy_rules import NO_WORD, Rule
 
 if TYPE_CHECKING:
     import torch
 
-NO_WORD = int(np.iinfo(np.uint64).max)
+CHECKED_ROWS = 65_536  # of a shard, checked at a time: with 256 picks their similarities take 128 MiB
+LEAST_GUESSES = 16
+FIRST_COLUMNS = 32
 LEAST = int(np.iinfo(np.int64).min)
-
-
-class Rule(Protocol):
-    """A greedy method: what is kept per row, and how picks change it."""
-
-    @property
-    def width(self) -> int:
-        """Rows of a frontier: many where picks change scores slowly, so that many picks are made among them."""
-        ...
-
-    @property
-    def drift(self) -> int:
-        """Most that one pick can raise the score of another row."""
-        ...
-
-    @property
-    def forgets_picked(self) -> bool:
-        """Whether nothing is asked of a row once it is picked, so that it need not be kept up to date."""
-        ...
-
-    def start(self, x_ND: np.ndarray) -> np.ndarray:
-        """(S, N) int64 before any pick."""
-        ...
-
-    def add(self, state_ST: np.ndarray, similar_TP: torch.Tensor) -> None:
-        """Takes P picks into account, in place. Similarities are whole numbers in units of 2^-32."""
-        ...
-
-    def scores(self, state_SN: np.ndarray, picked: int) -> np.ndarray:
-        """(N,) int64, the larger the better, after `picked` picks."""
-        ...
-
-    def pause(self, picked: int) -> int:
-        """The number of picks, above `picked`, at which `fold` is called."""
-        ...
-
-    def fold(self, state_SN: np.ndarray) -> None: ...
-
-
-@dataclass(frozen=True)
-class KCenter:
-    """Keeps the largest similarity to a seed or pick; -2 before there is any."""
-
-    width: int = 1024
-    drift: int = 0
-    forgets_picked: bool = False
-
-    def start(self, x_ND: np.ndarray) -> np.ndarray:
-        return np.full((1, len(x_ND)), -2 * ONE)
-
-    def add(self, state_ST: np.ndarray, similar_TP: torch.Tensor) -> None:
-        np.maximum(state_ST[0], similar_TP.amax(dim=1).numpy().astype(np.int64), out=state_ST[0])
-
-    def scores(self, state_SN: np.ndarray, picked: int) -> np.ndarray:
-        return -state_SN[0]
-
-    def pause(self, picked: int) -> int:
-        return NO_WORD
-
-    def fold(self, state_SN: np.ndarray) -> None:
-        """Never called."""
-
-
-@dataclass(frozen=True)
-class Herding:
-    """Keeps x.mean(D), the sum of x.s over the picks, and x.x.
-
-    |mean(D) - (sum_S + x) / (n + 1)|^2 is smallest where 2 (n + 1) x.mean(D) - 2 x.sum_S - x.x is largest.
-
-    Args:
-        total_D: (D,) float64, the sum of all rows of the pool.
-        rows: how many those are.
-    """
-
-    total_D: np.ndarray
-    rows: int
-    width: int = 64
-    drift: int = int(4 * LARGEST * ONE)
-    forgets_picked: bool = False
-
-    def start(self, x_ND: np.ndarray) -> np.ndarray:
-        own_N = np.empty(len(x_ND), dtype=np.int64)
-        for start in range(0, len(x_ND), BLOCK_COLUMNS):
-            piece = x_ND[start : start + BLOCK_COLUMNS].astype(np.float64)
-            own_N[start : start + BLOCK_COLUMNS] = np.rint((piece * piece).sum(axis=1) * ONE)
-        mean_N = similarity_to_sum(x_ND, self.total_D, self.rows)
-        return np.stack([mean_N, np.zeros_like(mean_N), own_N])
-
-    def add(self, state_ST: np.ndarray, similar_TP: torch.Tensor) -> None:
-        state_ST[1] += similar_TP.sum(dim=1).numpy().astype(np.int64)
-
-    def scores(self, state_SN: np.ndarray, picked: int) -> np.ndarray:
-        return 2 * (picked + 1) * state_SN[0] - 2 * state_SN[1] - state_SN[2]
-
-    def pause(self, picked: int) -> int:
-        return NO_WORD
-
-    def fold(self, state_SN: np.ndarray) -> None:
-        """Never called."""
-
-
-@dataclass(frozen=True)
-class GraphCut:
-    """Keeps sum_D x.p and sum_S x.p of the bin being filled.
-
-    Args:
-        total_D: (D,) float64, the sum of all rows of the pool.
-        bin_rows: picks per bin.
-    """
-
-    total_D: np.ndarray
-    bin_rows: int
-    width: int = 4096
-    drift: int = int(2 * LARGEST * ONE)
-    forgets_picked: bool = True
-
-    def start(self, x_ND: np.ndarray) -> np.ndarray:
-        left_N = similarity_to_sum(x_ND, self.total_D)
-        return np.stack([left_N, np.zeros_like(left_N)])
-
-    def add(self, state_ST: np.ndarray, similar_TP: torch.Tensor) -> None:
-        state_ST[1] += similar_TP.sum(dim=1).numpy().astype(np.int64)
-
-    def scores(self, state_SN: np.ndarray, picked: int) -> np.ndarray:
-        return state_SN[0] - 2 * state_SN[1]
-
-    def pause(self, picked: int) -> int:
-        return (picked // self.bin_rows + 1) * self.bin_rows
-
-    def fold(self, state_SN: np.ndarray) -> None:
-        """The bin is full: its rows leave D."""
-        state_SN[0] -= state_SN[1]
-        state_SN[1] = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +44,10 @@ class Picks:
     def after(self, count: int) -> Picks:
         """Without the first `count`."""
         return Picks(self.rows[count:], self.words[count:], self.scores[count:], self.x[count:])
+
+    def first(self, count: int) -> Picks:
+        """At most `count` of them."""
+        return Picks(self.rows[:count], self.words[:count], self.scores[:count], self.x[:count])
 
     @staticmethod
     def join(blocks: Iterable[Picks]) -> Picks:
@@ -213,6 +83,10 @@ class GreedyPool(Protocol):
 
     def frontier(self, width: int) -> Frontier:
         """About `width` of the best rows that are not picked."""
+        ...
+
+    def count_right(self, picks: Picks) -> int:
+        """How many of these, in order, are those that one pick at a time would make of these rows or better ones."""
         ...
 
     def add(self, picks: Picks) -> None:
@@ -280,6 +154,33 @@ class ArrayGreedy:
         at_B, boundary = best_rows(scores_N, self.words_N, min(width, int(self.alive_N.sum())))
         return Frontier(self.rows_N[at_B], self.words_N[at_B], self.state_SN[:, at_B], self.x_ND[at_B], boundary)
 
+    def count_right(self, picks: Picks) -> int:
+        scores_N = np.where(self.alive_N, self.rule.scores(self.state_SN, self.picked), LEAST)
+        least = (picks.scores - self.rule.drift * np.arange(len(picks.rows))).min()
+        near_M = np.flatnonzero(scores_N >= least)  # no other row can be better than any of the picks
+        count = len(picks.rows)
+        for low in range(0, len(near_M), CHECKED_ROWS):
+            count = self._count_right(near_M[low : low + CHECKED_ROWS], picks.first(count))
+        return count
+
+    def _count_right(self, at_M: np.ndarray, picks: Picks) -> int:
+        """Goes through the picks with some of the rows, to where one of them is better than the pick."""
+        state_SM, words_M = self.state_SN[:, at_M], self.words_N[at_M]
+        place_P = np.searchsorted(self.rows_N[at_M], picks.rows).clip(max=len(at_M) - 1)
+        mine_P = self.rows_N[at_M][place_P] == picks.rows
+        similar_MP = similarity_columns(self.x_ND, picks.x, at_M)
+        gone_M = np.zeros(len(at_M), dtype=bool)
+        for p, (word, score) in enumerate(zip(picks.words.tolist(), picks.scores.tolist(), strict=True)):
+            scores_M = self.rule.scores(state_SM, self.picked + p)
+            scores_M[gone_M] = LEAST
+            most = scores_M.max()
+            if most > score or (most == score and words_M[scores_M == score].min() < word):
+                return p
+            if mine_P[p]:
+                gone_M[place_P[p]] = True
+            self.rule.add(state_SM, similar_MP[:, p : p + 1])
+        return len(picks.rows)
+
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]  # `map`, or one that uses threads
 
@@ -299,6 +200,9 @@ class MergedGreedy:
     def frontier(self, width: int) -> Frontier:
         wanted = share(width, len(self.shards))
         return Frontier.merge(list(self.each(lambda shard: shard.frontier(wanted), self.shards)))
+
+    def count_right(self, picks: Picks) -> int:
+        return min(self.each(lambda shard: shard.count_right(picks), self.shards))
 
 
 def share(width: int, shards: int) -> int:
@@ -339,50 +243,79 @@ def greedy(pool: GreedyPool, rule: Rule, num: int, picked: int = 0) -> Iterator[
         num: picks wanted, the earlier ones included.
         picked: picks made already.
     """
+    guesses = rule.guesses
     while picked < num:
         frontier = pool.frontier(rule.width)
         if not len(frontier.rows):
             return
-        block = pick_block(frontier, rule, picked, min(num, rule.pause(picked)))
+        block, certain = pick_block(frontier, rule, picked, min(num, rule.pause(picked)), guesses)
+        if len(block.rows) > certain:
+            right = max(certain, pool.count_right(block))
+            guesses = min(rule.guesses, 2 * max(right - certain, LEAST_GUESSES))
+            block = block.first(right)
         pool.add(block)
         yield block
         picked += len(block.rows)
 
 
-def pick_block(frontier: Frontier, rule: Rule, picked: int, end: int) -> Picks:
-    """As many picks, at most up to `end`, as can be made without asking the shards again; at least one.
+def pick_block(frontier: Frontier, rule: Rule, picked: int, end: int, guesses: int) -> tuple[Picks, int]:
+    """Picks among the rows of a frontier as if there were no others, at most up to `end`; at least one.
 
-    After t picks no row that is left out scores above the boundary by more than t times the rule's drift.
+    Returns:
+        the picks, and how many of them are certain: after t picks no row that is left out scores above the boundary by
+        more than t times the rule's drift. At most `guesses` are not.
     """
     state_SB = frontier.state.copy()
-    columns: dict[int, torch.Tensor] = {}
+    columns = Columns(frontier)
     taken: list[int] = []
     found: list[int] = []
     bound, bound_word = frontier.boundary
-    while len(taken) < min(end - picked, len(frontier.rows)):
+    certain, room = 0, min(end - picked, len(frontier.rows))
+    while len(taken) < room:
         scores_B = rule.scores(state_SB, picked + len(taken))
         scores_B[taken] = LEAST
         equal = np.flatnonzero(scores_B == scores_B.max())
         best = int(equal[np.argmin(frontier.words[equal])])
         score, word = int(scores_B[best]), int(frontier.words[best])
         limit = bound + len(taken) * rule.drift
-        if score < limit or (score == limit and word > bound_word):
-            break
+        if certain == len(taken):
+            if score > limit or (score == limit and word <= bound_word):
+                certain += 1
+            else:
+                room = min(room, certain + guesses)
+                if certain == room:
+                    break
         taken.append(best)
         found.append(score)
-        if best not in columns:
-            columns |= similar_columns(frontier.x, scores_B, best, {*columns, *taken}, len(taken))
-        rule.add(state_SB, columns.pop(best))
+        rule.add(state_SB, columns.of(best, scores_B))
     at = np.array(taken)
-    return Picks(frontier.rows[at], frontier.words[at], np.array(found, dtype=np.int64), frontier.x[at])
+    picks = Picks(frontier.rows[at], frontier.words[at], np.array(found, dtype=np.int64), frontier.x[at])
+    return picks, certain
 
 
-def similar_columns(
-    x_BD: np.ndarray, scores_B: np.ndarray, best: int, known: set[int], num: int
-) -> dict[int, torch.Tensor]:
-    """(B, 1) similarities to the best row, and to the next `num - 1`, which will probably be picked after it."""
-    import torch
+class Columns:
+    """Similarities of all rows of a frontier to one of them, made ahead for those that will probably be picked."""
 
-    likely = [best, *(b for b in np.argsort(scores_B, kind="stable")[::-1].tolist() if b not in known)][:num]
-    similar_BM = torch.from_numpy(similarities(x_BD, x_BD[likely]).astype(np.float64))
-    return {b: similar_BM[:, m : m + 1] for m, b in enumerate(likely)}
+    def __init__(self, frontier: Frontier) -> None:
+        import torch
+
+        self.x_BD = torch.from_numpy(frontier.x.astype(np.float64))
+        self.made: dict[int, torch.Tensor] = {}
+        self.known_B = np.zeros(len(frontier.rows), dtype=bool)
+
+    def of(self, best: int, scores_B: np.ndarray) -> torch.Tensor:
+        """(B, 1) float64 whole numbers, in units of 2^-32.
+
+        Args:
+            scores_B: (B,) int64 by which `best` is chosen.
+        """
+        if best not in self.made:
+            known = int(self.known_B.sum())
+            num = min(max(FIRST_COLUMNS, known), len(scores_B) - known)  # twice as many as before
+            likely = np.argpartition(np.where(self.known_B, LEAST, scores_B), -num)[-num:].tolist()
+            likely = list({best: None} | dict.fromkeys(likely))
+            with one_thread():
+                similar_BM = (self.x_BD @ (self.x_BD[likely].T * ONE)).round_()
+            self.made |= {b: similar_BM[:, m : m + 1] for m, b in enumerate(likely)}
+            self.known_B[likely] = True
+        return self.made.pop(best)

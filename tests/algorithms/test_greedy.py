@@ -20,7 +20,8 @@ from engine.algorithms.exact import (
     vector_sum,
 )
 from engine.algorithms.facility import ArrayFacility, MergedFacility, Sampling, check_rows, facility_location
-from engine.algorithms.greedy import ArrayGreedy, GraphCut, Herding, KCenter, MergedGreedy, Picks
+from engine.algorithms.greedy import ArrayGreedy, MergedGreedy, Picks
+from engine.algorithms.greedy_rules import GraphCut, Herding, KCenter
 from engine.algorithms.near_duplicates import ArrayKept, cosine_filter
 from engine.errors import ConfigError, DataError
 from tests.greedy_definitions import (
@@ -188,6 +189,23 @@ def test_an_empty_sample_tries_every_row() -> None:
     x_ND, words_N = unit_f16(80, 8, 5), random_words(80, 5)
     never = Sampling(chance=0.0, seed=0)
     assert facility_sharded(x_ND, words_N, 20, 3, 1, never) == plain_facility(x_ND, words_N, 20)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_guessed_picks_count_as_right_up_to_the_first_that_one_at_a_time_would_not_make(shards: int) -> None:
+    x_ND, words_N, rows_N = unit_f16(400, 24, 5), random_words(400, 5), np.arange(400)
+    rule = GraphCut(vector_sum(x_ND), 100)
+
+    def pool() -> MergedGreedy:
+        cut = np.array_split(rows_N, shards)
+        return MergedGreedy([ArrayGreedy(x_ND[at], at, words_N[at], rule) for at in cut])
+
+    right = Picks.join(greedy.greedy(pool(), rule, 40))
+    assert pool().count_right(right) == 40
+    block, certain = greedy.pick_block(pool().frontier(12), rule, 0, 40, 20)
+    wrong = int(np.argmax(block.rows != right.rows[: len(block.rows)]))
+    assert certain < wrong < len(block.rows)  # among so few rows it soon guesses wrong
+    assert pool().count_right(block) == wrong
 
 
 @pytest.mark.parametrize("width", [1, 3, 500])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.algorithms.exact import ONE, similarities
-from engine.algorithms.greedy import Herding
+from engine.algorithms.greedy_rules import Herding
 from engine.algorithms.sampling import cluster_quotas
 from engine.artifacts import Step
 from engine.config import RunConfig
