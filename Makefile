@@ -10,7 +10,7 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version
 VLLM := 0.29.0
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test test-slow test-vllm lint format cards clean
+.PHONY: demo test test-slow test-vllm lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/iterselect demo --out demo-out
@@ -33,9 +33,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# the pages of docs/methods, from the recipes' docstrings
-cards: $(VENV)/.dev
+# docs/methods from the recipes' docstrings, docs/reference from the sources, docs/llms.txt from all pages
+docs: $(VENV)/.dev
 	$(BIN)/python -m engine methods --write docs/methods
+	$(BIN)/python -m engine.reference_pages docs
 
 # torch goes first: without a GPU the CPU build is taken when pip can find one, else whatever pip has.
 $(VENV)/.torch: constraints.txt

@@ -19,6 +19,6 @@ def test_every_recipe_has_every_section(name: str) -> None:
 def test_the_pages_are_up_to_date() -> None:
     folder = ROOT / "docs" / "methods"
     made = dict(pages())
-    assert {path.name for path in folder.iterdir()} == set(made), "run `make cards`"
+    assert {path.name for path in folder.iterdir()} == set(made), "run `make docs`"
     for name, text in made.items():
-        assert (folder / name).read_text(encoding="utf-8") == text, f"{name} is old: run `make cards`"
+        assert (folder / name).read_text(encoding="utf-8") == text, f"{name} is old: run `make docs`"
