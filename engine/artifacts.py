@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import StepError
+from engine.remote import FINISHED, READS
 from engine.schema import ROW, canonical_json
 from engine.store import Store
 
@@ -36,11 +37,17 @@ class Part:
     failed: int
     seconds: float
     sha256: str
+    read_requests: int = 0  # remote reads of the process that made it, since it made the one before
+    read_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What step.json holds. `seconds` is wall time from the first part to the record; `busy_s` sums over the parts."""
+    """What step.json holds.
+
+    `seconds` is wall time from the first part to the record; `busy_s` sums over the parts. `read_requests` and
+    `read_bytes` are the remote reads that made it, of the workers and of the process that wrote the record.
+    """
 
     name: str
     fingerprint: str
@@ -52,6 +59,8 @@ class StepRecord:
     busy_s: float
     parts: Sequence[Part]
     extra: Mapping[str, Any]
+    read_requests: int = 0
+    read_bytes: int = 0
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
@@ -111,8 +120,11 @@ class Step:
 
     def record(self) -> StepRecord | None:
         """The step's record, or None while it is not complete."""
-        if self._record is None and self.store.exists(f"{self.folder}/step.json"):
-            self._record = StepRecord.from_json(self.store.read_bytes(f"{self.folder}/step.json"))
+        if self._record is None:
+            try:
+                self._record = StepRecord.from_json(self.store.read_bytes(f"{self.folder}/step.json"))
+            except FileNotFoundError:
+                return None
             self._parts = {part.index: part for part in self._record.parts}
         return self._record
 
@@ -131,8 +143,8 @@ class Step:
         """Parts committed so far, by index."""
         if self.record() is not None:
             return dict(self._parts)
-        names = [name for name in self.store.list(self.folder) if name.endswith(".commit")]
-        parts = [Part(**json.loads(self.store.read_bytes(f"{self.folder}/{name}"))) for name in names]
+        names = [f"{self.folder}/{name}" for name in self.store.list(self.folder) if name.endswith(".commit")]
+        parts = [Part(**json.loads(data)) for data in self.store.read_many(names)]
         return {part.index: part for part in sorted(parts, key=lambda part: part.index)}
 
     def part(self, index: int) -> Part:
@@ -142,7 +154,7 @@ class Step:
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One part's rows, in their order."""
-        source = self.store.open_read(f"{self.folder}/{self.part(index).file}")
+        source = self.store.open_read(f"{self.folder}/{self.part(index).file}", whole=columns is None)
         return pq.read_table(source, columns=list(columns) if columns else None)
 
     def read_all(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -158,7 +170,8 @@ class Step:
         data = parquet_bytes(table)
         file = f"part-{index:05d}-{uuid.uuid4().hex[:8]}.parquet"
         self.store.write_bytes(f"{self.folder}/{file}", data)
-        part = Part(index, file, table.num_rows, failed, round(seconds, 4), hashlib.sha256(data).hexdigest())
+        digest, reads = hashlib.sha256(data).hexdigest(), READS.take()
+        part = Part(index, file, table.num_rows, failed, round(seconds, 4), digest, reads.requests, reads.bytes)
         if not self.store.create(f"{self.folder}/part-{index:05d}.commit", json.dumps(asdict(part)).encode()):
             return self.part(index)
         return part
@@ -176,6 +189,7 @@ class Step:
             raise StepError(f"step {self.folder} has gaps: parts {[part.index for part in parts]}")
         if sum(part.rows for part in parts) != rows:
             raise StepError(f"step {self.folder} holds {sum(part.rows for part in parts)} rows, not {rows}")
+        reads = READS.take()
         record = StepRecord(
             name=self.name,
             fingerprint=self.fingerprint,
@@ -187,7 +201,10 @@ class Step:
             busy_s=round(sum(part.seconds for part in parts), 3),
             parts=parts,
             extra=dict(extra or {}),
+            read_requests=reads.requests + sum(part.read_requests for part in parts),
+            read_bytes=reads.bytes + sum(part.read_bytes for part in parts),
         )
+        FINISHED.add(record.read_bytes, record.read_requests)
         self.store.create(f"{self.folder}/step.json", record.to_json())
         return self.require()
 

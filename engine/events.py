@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
+
+from engine.remote import FINISHED, READS
 
 EVENTS_FILE, STATUS_FILE = "events.jsonl", "status.json"
 STATUS_INTERVAL_S = 2.0
@@ -109,13 +111,18 @@ class Events:
 
 
 class StepSummary(TypedDict):
-    """One finished step; `reused` when an earlier run had done it (`seconds` is 0 then)."""
+    """One finished step; `reused` when an earlier run had done it (`seconds` is 0 then).
+
+    `read_requests` and `read_bytes` are there when something was read from an object store.
+    """
 
     name: str
     rows: int
     seconds: float
     failed: int
     reused: bool
+    read_requests: NotRequired[int]
+    read_bytes: NotRequired[int]
 
 
 class EventObserver:
@@ -148,14 +155,18 @@ class EventObserver:
         self._view.advance(name, rows)
 
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
+        finished, own = FINISHED.take(), READS.take()
+        reads: dict[str, Any] = {}
+        if finished.requests or own.requests:
+            reads = {"read_requests": finished.requests + own.requests, "read_bytes": finished.bytes + own.bytes}
+        done = StepSummary(name=name, rows=rows, seconds=seconds, failed=failed, reused=reused, **reads)
         with self._lock:
             self._rows.pop(name, None)
             if not (reused and name in self.steps):  # a step that this very run did keeps its seconds
-                self.steps[name] = StepSummary(name=name, rows=rows, seconds=seconds, failed=failed, reused=reused)
+                self.steps[name] = done
         rate = rows / seconds if seconds > 0 and not reused else None
-        self._events.emit(
-            "step_done", step=name, rows=rows, seconds=seconds, rows_per_s=rate, failed=failed, reused=reused
-        )
+        facts = {key: value for key, value in done.items() if key != "name"}
+        self._events.emit("step_done", step=name, rows_per_s=rate, **facts)
         self._events.progress(name, rows, rows)
         self._view.step_done(name, rows, seconds, failed, reused)
 

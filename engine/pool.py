@@ -11,13 +11,12 @@ import os
 import tempfile
 import time
 
-import fsspec
-
 from engine.artifacts import Step
 from engine.config import DataConfig, RunConfig
 from engine.data.ingest import Ingest, IngestOptions
 from engine.data.inputs import InputFile
 from engine.data.rows import Reject
+from engine.remote import filesystem, told
 from engine.runtime import Runtime
 from engine.store import Store
 
@@ -77,6 +76,7 @@ def modified(file: InputFile) -> str:
     """What tells two versions of a file apart without reading it: modification time, or the store's own tag."""
     if "://" not in file.path:
         return str(os.stat(file.path).st_mtime_ns)
-    fs, path = fsspec.core.url_to_fs(file.path)
-    facts = fs.info(path)
+    with told(file.path):
+        fs, path = filesystem(file.path)
+        facts = fs.info(path)
     return str(next((facts[key] for key in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(key)), ""))

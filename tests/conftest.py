@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.s3_server import BUCKET, S3Server
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -85,6 +87,19 @@ def small_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pool.jsonl").write_bytes(b"".join(lines))
     make_tiny_encoder(folder / "encoder", [line.decode() for line in lines])
     return folder / "pool.jsonl"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3-compatible server, with the bucket `bucket`; the environment leads clients and their workers to it."""
+    s3fs = pytest.importorskip("s3fs")
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem(use_listings_cache=False).mkdir(BUCKET)
+        yield server
+    server.close()
 
 
 @pytest.fixture

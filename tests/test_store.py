@@ -13,12 +13,15 @@ from engine.errors import EnvironmentProblem
 from engine.store import Store
 
 
-@pytest.fixture(params=["local", "file-uri", "memory"])
+@pytest.fixture(params=["local", "file-uri", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "s3":
+        request.getfixturevalue("s3_server")
     roots = {
         "local": str(tmp_path / "run"),
         "file-uri": f"file://{tmp_path}/run",
         "memory": f"memory://{uuid.uuid4().hex}",
+        "s3": f"s3://bucket/{uuid.uuid4().hex}",
     }
     return Store(roots[request.param])
 
@@ -40,8 +43,11 @@ def test_create_keeps_the_first(store: Store) -> None:
     assert store.read_bytes("marker") == b"first"
 
 
-def test_only_one_of_many_creators_wins(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_only_one_of_many_creators_wins(tmp_path: Path, request: pytest.FixtureRequest, kind: str) -> None:
+    if kind == "s3":
+        request.getfixturevalue("s3_server")
+    store = Store(tmp_path if kind == "local" else f"s3://bucket/{uuid.uuid4().hex}")
     with ThreadPoolExecutor(16) as pool:
         wins = list(pool.map(lambda n: store.create("marker", str(n).encode()), range(64)))
     assert sum(wins) == 1

@@ -18,10 +18,10 @@ from io import BufferedReader
 from pathlib import PurePath
 from typing import Any, cast
 
-import fsspec
 import pyarrow as pa
 
-from engine.errors import DataError, EnvironmentProblem
+from engine.errors import DataError
+from engine.remote import RANGE_BYTES, counted, filesystem, told
 
 KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
@@ -60,7 +60,8 @@ def resolve_inputs(spec: str | Iterable[str]) -> list[InputFile]:
     Raises:
         DataError: E401 nothing there, E402 not readable, E403 folder or glob without data files, E404 unknown
             extension, E408 a name that is not UTF-8.
-        EnvironmentProblem: E311 the package that reads this kind of URI is not installed.
+        EnvironmentProblem: E311 the package that reads this kind of URI is not installed, E312..E314 no bucket, no
+            access, or no answer.
     """
     found: dict[str, InputFile] = {}
     for one in [spec] if isinstance(spec, str) else spec:
@@ -108,23 +109,20 @@ def _local_file(path: str) -> InputFile:
 
 def _list_uri(spec: str) -> list[InputFile]:
     try:
-        filesystem, path = fsspec.core.url_to_fs(spec)
-        if filesystem.isfile(path):
-            return [_input_file(spec, int(filesystem.size(path) or 0))]
-        search = filesystem.glob if glob.has_magic(path) else filesystem.find
-        entries = search(path, detail=True)
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"cannot read {spec}", why=str(error), fix="install the package named above", code="E311"
-        ) from error
+        with told(spec, missing_ok=True):
+            fs, path = filesystem(spec)
+            if fs.isfile(path):
+                return [_input_file(spec, int(fs.size(path) or 0))]
+            search = fs.glob if glob.has_magic(path) else fs.find
+            entries = search(path, detail=True)
     except FileNotFoundError as error:
         raise _missing(spec, str(error)) from error
-    except OSError as error:
-        raise unreadable(spec, error) from error
     except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"cannot read {spec}", why=str(error), fix="use a path or a known URI", code="E401") from error
     sizes = {
-        filesystem.unstrip_protocol(name): int(entry.get("size") or 0)
+        fs.unstrip_protocol(name): int(entry.get("size") or 0)
         for name, entry in cast("dict[str, dict[str, Any]]", entries).items()
         if entry.get("type") == "file"
     }
@@ -182,18 +180,23 @@ def unreadable(path: str, error: OSError) -> DataError:
     return DataError(f"cannot read {path}", why=str(error), fix="check the file's permissions", code="E402")
 
 
-def _open(path: str) -> Any:
+def _open(path: str, range_bytes: int) -> Any:
     if "://" not in path:  # fsspec would give "::" in the name of a local file a meaning
         return open(path, "rb")
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return filesystem.open(inner, "rb")
+    with told(path, missing_ok=True):
+        fs, inner = filesystem(path)
+        return counted(fs.open(inner, "rb", block_size=range_bytes, cache_type="readahead"), path)
 
 
 @contextmanager
-def opened(file: InputFile) -> Iterator[BufferedReader]:
-    """One decompressed binary stream with a bounded buffer; E402 when it cannot be opened."""
+def opened(file: InputFile, range_bytes: int = RANGE_BYTES) -> Iterator[BufferedReader]:
+    """One decompressed binary stream with a bounded buffer; E402 when it cannot be opened.
+
+    Args:
+        range_bytes: of a remote file that are read at once.
+    """
     try:
-        raw = _open(file.path)
+        raw = _open(file.path, range_bytes)
     except OSError as error:
         raise unreadable(file.path, error) from error
     with raw:

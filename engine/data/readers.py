@@ -19,6 +19,7 @@ from engine.data.rows import SNIPPET_CHARS, BadRow, Reject, SourceRow, parse_row
 
 MAX_ROW_BYTES = 10 << 20
 _SKIP_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
 
 
 def read_rows(file: InputFile, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[SourceRow | Reject]:
@@ -65,8 +66,11 @@ def _rows_of(file: InputFile, max_row_bytes: int) -> Iterator[SourceRow | Reject
 def _is_list(file: InputFile) -> bool:
     """Whether the first character that is not white space opens a list, or starts an object laid out over lines."""
     head = b""
-    with opened(file) as stream, suppress(EOFError, OSError):  # a broken archive is reported by the reading proper
-        while len(head) < 65536 and b"\n" not in head.lstrip() and (chunk := stream.read1(65536)):
+    with (
+        opened(file, _HEAD_BYTES) as stream,
+        suppress(EOFError, OSError),
+    ):  # the reading proper reports a broken archive
+        while len(head) < _HEAD_BYTES and b"\n" not in head.lstrip() and (chunk := stream.read1(_HEAD_BYTES)):
             head += chunk
     head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     # `{` or `{"key":` alone on the first line: one object over many lines. A JSON Lines row closes on its own line.

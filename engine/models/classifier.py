@@ -249,17 +249,16 @@ class FinetuneStage:
 
 
 def fetch_directory(directory: str, into: Path) -> Path:
-    """A local directory as it is; the files of an fsspec URI copied to `into`."""
+    """A local directory as it is; the files of an fsspec URI, which has no folders inside, copied to `into`."""
     if "://" not in directory:
         return Path(directory)
-    import fsspec
+    from engine.remote import RemoteFiles
 
-    filesystem, root = fsspec.core.url_to_fs(directory)
+    files = RemoteFiles(directory)
     into.mkdir(parents=True, exist_ok=True)
-    for entry in filesystem.ls(root, detail=True):
-        if entry["type"] == "file":
-            with filesystem.open(entry["name"], "rb") as source, open(into / Path(entry["name"]).name, "wb") as target:
-                shutil.copyfileobj(source, target)
+    for name in files.list(directory):
+        with files.open(f"{directory}/{name}") as source, open(into / name, "wb") as target:
+            shutil.copyfileobj(source, target)
     return into
 
 

@@ -28,7 +28,7 @@ class LedgerWriter:
     """Appends to the ledger. Not thread-safe: one thread writes groups of records.
 
     Args:
-        store: the ledger's folder.
+        store: the ledger's folder; no call is begun when its fence has fallen.
         roll_bytes: a segment is sealed when it is longer; on an object store at most MERGE_BYTES.
 
     Attributes:
@@ -37,15 +37,25 @@ class LedgerWriter:
 
     def __init__(self, store: Store, roll_bytes: int = ROLL_BYTES) -> None:
         self.writer = uuid.uuid4().hex[:12]
-        self._stream = (_Files if store.is_local else _Objects)(store, self.writer, roll_bytes)
+        self._store = store
+        self._stream = (_Files if store.is_local else _Objects)(Store(store.root), self.writer, roll_bytes)
 
     def write(self, records: Sequence[Record]) -> None:
         """Returns when the records are durable: one append and one fsync, or one new object.
 
         Raises:
-            EnvironmentProblem: E310, the storage refused. Earlier records are safe, these may or may not be there,
-                and a later call may succeed.
+            EnvironmentProblem: E310, E312..E314, the storage refused. Earlier records are safe, these may or may not be
+                there, and a later call may succeed. E341, a call is to be made and another driver has taken over.
         """
+        try:
+            if any(record.kind == Kind.INTENT for record in records):
+                self._store.check_fence()
+        except EnvironmentProblem:
+            self._append([record for record in records if record.kind != Kind.INTENT])  # they are paid for
+            raise
+        self._append(records)
+
+    def _append(self, records: Sequence[Record]) -> None:
         if records:
             self._stream.append([pack(record) for record in records])
 
@@ -125,10 +135,11 @@ class _Objects:
             # an object that is there already is our own, from a try whose answer was lost
             if not self.store.create(segment.name, data) and self.store.read_bytes(segment.name) != data:
                 raise FileExistsError(f"another writer is called {self.writer}")
-        except Exception as error:  # each client of an object store has errors of its own
+        except (OSError, EnvironmentProblem) as error:
             self._forget()  # what is merged must have no gap
-            reason = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
-            raise storage_problem(reason, self.store.path(segment.name)) from error
+            if isinstance(error, EnvironmentProblem):
+                raise
+            raise storage_problem(error, self.store.path(segment.name)) from error
         self.recent.append((segment, data))
         for frame in frames:
             self.rows += row_bytes(begin, frame)
@@ -142,7 +153,7 @@ class _Objects:
             return
         merged = Segment(self.writer, self.recent[0][0].begin, self.position)
         small = [segment for segment, _ in self.recent if segment != merged]
-        with suppress(OSError):  # merging saves time; readers do with the small ones
+        with suppress(OSError, EnvironmentProblem):  # merging saves time; readers do with the small ones
             if small:
                 self.store.create(merged.name, b"".join([data for _, data in self.recent]))
             self.store.create(merged.index_name, pack_index(self.rows, self.position - merged.begin))

@@ -312,7 +312,7 @@ def _read(store: Store, jobs: list[_Job]) -> list[bytes | None]:
         paths = [store.path(job.segment.index_name if job.of_index else job.segment.name) for job in jobs]
         starts = [0 if job.of_index else job.begin - job.segment.begin for job in jobs]
         ends = [None if job.of_index else job.end - job.segment.begin for job in jobs]
-        return [_present(found) for found in store.fs.cat_ranges(paths, starts, ends, on_error="return")]
+        return store.remote.read_ranges(paths, starts, ends)
     found: list[bytes | None] = []
     for job in jobs:
         try:
@@ -321,14 +321,6 @@ def _read(store: Store, jobs: list[_Job]) -> list[bytes | None]:
                 found.append(file.read(-1 if job.of_index or job.end == _NO_END else job.end - job.begin))
         except FileNotFoundError:
             found.append(None)
-    return found
-
-
-def _present(found: bytes | Exception) -> bytes | None:
-    if isinstance(found, FileNotFoundError):
-        return None
-    if isinstance(found, Exception):
-        raise found
     return found
 
 

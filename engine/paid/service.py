@@ -129,7 +129,7 @@ def paid_backends(config: RunConfig) -> list[EndpointConfig]:
 
 def ledger_store(store: Store, where: str | None) -> Store:
     """The run's own ledger folder, or one shared between runs."""
-    return store.sub("ledger") if where is None else Store(where)
+    return store.sub("ledger") if where is None else Store(where, store.fence)
 
 
 def read_retries(store: Store) -> dict[str, int]:
