@@ -44,6 +44,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: an existing run folder is renamed, never deleted.")]
 
+TakeOver = Annotated[bool, typer.Option("--take-over", help="Do not wait for a run that may be dead.")]
+
 EXAMPLE_SETTINGS = [
     "recipe.clusters=24", "recipe.diverse_fraction=0.6", "recipe.max_rounds=4", "recipe.inference_steps=4",
     "recipe.part_rows=64", "data.part_rows=256",
@@ -102,6 +104,7 @@ def run(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about the likely cost.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for rows that failed.")] = False,
     methods: Annotated[str | None, typer.Option(help="Several on one pool: a,b,c, or all.")] = None,
+    take_over: TakeOver = False,
 ) -> None:  # fmt: skip
     """Selects. The same command continues a run that was interrupted."""
     from engine.settings import load_config, load_methods
@@ -118,22 +121,22 @@ def run(
         configs[label] = config
     if not yes:
         confirm_cost(list(configs.values()))
-    from engine.session import check_alone, run_methods, run_session
+    from engine.session import hold, run_methods, run_session
 
     config = next(iter(configs.values()))
     if retry_failed:
         from engine.paid.service import retry_failed as mark
         from engine.store import Store
 
-        check_alone(Store(config.out))
-        marked = mark(Store(config.out))
+        with hold(Store(config.out), config.runtime.lease_s, quiet, take_over) as lease:
+            marked = mark(lease.store)
         print(f"rows to retry in: {', '.join(marked) or 'none'}", file=sys.stderr)
 
     if several:
-        run_methods(several, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
+        run_methods(several, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime, take_over=take_over)
         compare([config.out], f"{config.out}/compare", as_json)
         return
-    summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
+    summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime, take_over=take_over)
     if as_json:
         print(json.dumps(summary, indent=1))
     else:

@@ -73,6 +73,9 @@ class RuntimeConfig(Strict):
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of each worker")
     gpus: float = Field(default=0.0, ge=0.0, description="GPUs of each worker, or a share of one")
+    lease_s: float = Field(
+        default=60.0, ge=1.0, description="A run without a sign of life for so long may be replaced by another one"
+    )
 
 
 class RecorderConfig(Strict):

@@ -77,7 +77,8 @@ def execute(
     summary = summarize(context, selection, written, baselines, steps, time.monotonic() - started)
     summary["calls"] = {name: round(value - paid_before.get(name, 0), 6) for name, value in paid.facts().items()}
     folders = {"ingest": pool.folder, "selected": selection.selected.folder}
-    record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2}
+    epoch = store.fence.epoch if store.fence else None  # of the driver, see engine.lease
+    record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2, "epoch": epoch}
     outputs.write_bytes("run.json", (json.dumps(record, indent=1) + "\n").encode())
     return summary
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,13 +16,16 @@ from typing import Any
 from engine.config import RunConfig
 from engine.errors import BudgetReached, ConfigError, DataError, EnvironmentProblem, IterselectError
 from engine.events import EventObserver, Events
+from engine.lease import FOLDER, Lease
 from engine.store import Store, absolute_root, storage_problem
 from engine.yaml_document import parse_yaml
 
 MakeRuntime = Callable[[RunConfig, Any], Any]
 
 
-def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: MakeRuntime) -> dict[str, Any]:
+def run_session(
+    config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: MakeRuntime, take_over: bool = False
+) -> dict[str, Any]:
     """Runs a config in its folder and leaves status.json, events.jsonl and run.json behind.
 
     Args:
@@ -29,15 +33,16 @@ def run_session(config: RunConfig, *, fresh: bool, quiet: bool, make_runtime: Ma
         fresh: put an existing run folder aside first.
         quiet: no progress on stderr.
         make_runtime: (config, observer) -> Runtime; given by the command line, which alone knows of Ray.
+        take_over: take the folder from a run that may be alive, without watching it first.
 
     Returns:
         The summary.
     """
-    return run_each({None: config}, fresh, quiet, make_runtime)[0]
+    return run_each({None: config}, fresh, quiet, make_runtime, take_over)[0]
 
 
 def run_methods(
-    configs: Mapping[str, RunConfig], *, fresh: bool, quiet: bool, make_runtime: MakeRuntime
+    configs: Mapping[str, RunConfig], *, fresh: bool, quiet: bool, make_runtime: MakeRuntime, take_over: bool = False
 ) -> list[dict[str, Any]]:
     """Runs several methods on one pool, in one folder, on one runtime; what they have in common is computed once.
 
@@ -47,24 +52,36 @@ def run_methods(
     Returns:
         The summaries in order.
     """
-    return run_each(configs, fresh, quiet, make_runtime)
+    return run_each(configs, fresh, quiet, make_runtime, take_over)
 
 
 def run_each(
-    configs: Mapping[Any, RunConfig], fresh: bool, quiet: bool, make_runtime: MakeRuntime
+    configs: Mapping[Any, RunConfig], fresh: bool, quiet: bool, make_runtime: MakeRuntime, take_over: bool
 ) -> list[dict[str, Any]]:
     """One session in one run folder: its checks, then every config, then the end state."""
-    from engine.live_table import LiveTable
-
     first = next(iter(configs.values()))
-    store = Store(first.out)
-    check_out(store)
-    check_inputs(store, first)
-    check_alone(store)
+    folder = Store(first.out)
+    check_out(folder)
+    check_inputs(folder, first)
     for config in configs.values():
         check_paid(config)
-    if fresh:
-        put_aside(store)
+    with hold(folder, first.runtime.lease_s, quiet, take_over) as lease:
+        if fresh:
+            put_aside(lease.store)
+        try:
+            return run_held(configs, lease.store, quiet, make_runtime)
+        except BaseException as error:
+            if lease.lost is not None:  # whatever it was doing, this is why it was stopped
+                raise lease.lost from error
+            raise
+
+
+def run_held(
+    configs: Mapping[Any, RunConfig], store: Store, quiet: bool, make_runtime: MakeRuntime
+) -> list[dict[str, Any]]:
+    """Every config in a folder that this process holds."""
+    from engine.live_table import LiveTable
+
     events, runtime, summaries = Events(store), None, []
     events.status("running", resume_command=resume_command())
     try:
@@ -95,6 +112,17 @@ def run_each(
     return summaries
 
 
+def hold(store: Store, lease_s: float, quiet: bool, take_over: bool) -> Lease:
+    """The right to write into a run folder; what there is to wait for is said on stderr.
+
+    Raises:
+        EnvironmentProblem: E340, another run is at work there.
+    """
+    return Lease.acquire(
+        store, lease_s, take_over=take_over, say=lambda text: None if quiet else print(text, file=sys.stderr)
+    )
+
+
 def record_end(events: Events, error: BaseException) -> None:
     """Says in status.json how a run ended. Where the disk is too full even for that, the error itself is told."""
     problem = as_problem(error)
@@ -118,34 +146,18 @@ def as_problem(error: BaseException) -> BaseException:
     return problem
 
 
-def check_alone(store: Store) -> None:
-    """Refuses a folder in which another process of this machine is at work.
-
-    Raises:
-        EnvironmentProblem: naming the process.
-    """
-    if not store.exists("status.json"):
-        return
-    found = json.loads(store.read_bytes("status.json"))
-    mine = found.get("host") == socket.gethostname()
-    if found["state"] == "running" and mine and found["pid"] != os.getpid() and alive(found):
-        raise EnvironmentProblem(
-            f"process {found['pid']} is running in {store.root}",
-            fix="wait for it, stop it, or choose another out=",
-            code="E340",
-        )
-
-
 def put_aside(store: Store) -> None:
-    """Renames an existing run folder but for its ledger; nothing is ever deleted."""
+    """Moves what a run folder holds but for its ledger and its lease; nothing is ever deleted."""
     if not store.is_local:
         raise ConfigError("--fresh needs a local run folder", fix=f"choose another out= than {store.root}")
-    if store.exists(""):
-        aside = f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%f')}.old"
-        os.rename(store.root, aside)
-        if os.path.exists(f"{aside}/ledger"):  # paid calls stay in use: to start over is no reason to pay again
-            os.mkdir(store.root)
-            os.rename(f"{aside}/ledger", f"{store.root}/ledger")
+    kept = (FOLDER, "ledger")  # paid calls stay in use: to start over is no reason to pay again
+    names = [name for name in store.list() if name not in kept]
+    if not names:
+        return
+    aside = f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%f')}.old"
+    os.mkdir(aside)
+    for name in sorted(names, key=lambda name: name == "status.json"):  # the last: by it a folder is known as a run
+        os.rename(store.path(name), f"{aside}/{name}")
 
 
 def check_out(store: Store) -> None:
@@ -157,9 +169,7 @@ def check_out(store: Store) -> None:
     Raises:
         ConfigError: E240 the folder holds files but no run, or is a file.
     """
-    if not store.is_local:
-        return
-    if os.path.exists(store.root) and not os.path.isdir(store.root):
+    if store.is_local and os.path.exists(store.root) and not os.path.isdir(store.root):
         raise ConfigError(f"{store.root} is a file", fix="choose an empty or new folder with out=", code="E240")
     names = [name for name in store.list() if not name.startswith(".")]  # a killed run may leave a hidden file only
     if names and "status.json" not in names:
@@ -223,7 +233,6 @@ def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def resume_command() -> str:
     import shlex
-    import sys
 
     return shlex.join(["iterselect", *(word for word in sys.argv[1:] if word != "--fresh")])
 
