@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.cluster import RESIDENT_CPUS, Plan
 from engine.artifacts import Part, Source, Step, StepRecord
@@ -22,7 +22,7 @@ from engine.errors import EnvironmentProblem, IterselectError, StepError
 from engine.events import Observer
 from engine.runtime import Group, PartWorker, Resources, StageSpec, make_room, run_pass
 
-PLACEMENT_TIMEOUT_S = 120.0
+PLACEMENT_TIMEOUT_S = 120.0  # without one more member being ready
 MAX_RESTARTS = 100  # of one host: kills and lost nodes are survived, a member that always dies ends the run
 BIG_BYTES = 100_000  # arguments above this are put in the object store once instead of once per member
 
@@ -217,25 +217,36 @@ class RayRuntime:
             scheduling_strategy="SPREAD",
         )
         hosts: list[Any] = [remote.remote() for _ in range(num)]
-        try:
-            ray.get([host.__ray_ready__.remote() for host in hosts], timeout=PLACEMENT_TIMEOUT_S)
-        except GetTimeoutError as error:
-            for host in hosts:
-                ray.kill(host)
-            held = ", ".join(f"{g.name} ({g.gpus:g})" for g in self._owned if g.is_open and g.gpus)
-            raise EnvironmentProblem(
-                f"{num} members with {resources.cpus} CPUs and {resources.gpus:g} GPUs each were not placed within "
-                f"{PLACEMENT_TIMEOUT_S:g} s",
-                why=f"GPUs are held by: {held}" if held else "other work holds the cluster's resources",
-                fix="lower runtime.workers or runtime.gpus, or add nodes",
-                code="E334",
-            ) from error
-        except RayError as error:
-            raise _unwrapped(error) from error
+        waiting = [host.__ray_ready__.remote() for host in hosts]
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=PLACEMENT_TIMEOUT_S)
+            _get(ready)
+            if waiting and not ready and not _only_starting(resources):
+                for host in hosts:
+                    ray.kill(host)
+                raise self._not_placed(num, resources)
         return hosts
+
+    def _not_placed(self, num: int, resources: Resources) -> EnvironmentProblem:
+        held = ", ".join(f"{g.name} ({g.gpus:g})" for g in self._owned if g.is_open and g.gpus)
+        return EnvironmentProblem(
+            f"{num} members with {resources.cpus} CPUs and {resources.gpus:g} GPUs each were not placed within "
+            f"{PLACEMENT_TIMEOUT_S:g} s",
+            why=f"GPUs are held by: {held}" if held else "other work holds the cluster's resources",
+            fix="lower runtime.workers or runtime.gpus, or add nodes",
+            code="E334",
+        )
 
     def close(self) -> None:
         ray.shutdown()
+
+
+def _only_starting(resources: Resources) -> bool:
+    """Whether members that are not ready must have been placed: they want next to nothing, and some of it is free.
+
+    On a busy machine, or one with a CPU or two, a process may take minutes to start.
+    """
+    return resources.resident and not resources.gpus and ray.available_resources().get("CPU", 0.0) >= RESIDENT_CPUS
 
 
 def _total_gpus() -> float:
