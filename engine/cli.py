@@ -17,6 +17,7 @@ from rich.console import Console
 
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.cli_methods import compare, methods
+from engine.cli_runs import apply, explain
 from engine.console import print_error
 from engine.errors import ConfigError, EnvironmentProblem, IterselectError
 from engine.recipes import RECIPES, load_recipe
@@ -35,6 +36,8 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(ledger_app, name="ledger")
 app.command()(methods)
 app.command()(compare)
+app.command()(explain)
+app.command()(apply)
 
 INTERRUPTED = 130
 

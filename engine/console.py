@@ -46,6 +46,7 @@ class Summary(TypedDict):
         clusters: number of K-Means clusters, None without clusters.
         calls: what the run's paid calls amount to; empty when there were none.
         judge: what is known of a model judge, as engine.judging.report; None for others.
+        drift: how far new rows are from the pool of the run that was applied; None for other recipes.
         baselines: one mapping per selection of the same size, the method itself first: `name`, `rows` and any further
             numbers, which become columns. A share is a float in [0, 1] whose name ends in `overlap` or `rate`.
         next_commands: (command, what it does).
@@ -64,6 +65,7 @@ class Summary(TypedDict):
     rounds: Sequence[Mapping[str, Any]]
     calls: NotRequired[Mapping[str, Any]]
     judge: NotRequired[Mapping[str, Any] | None]
+    drift: NotRequired[Mapping[str, Any] | None]
     baselines: NotRequired[Sequence[Mapping[str, Any]]]
     next_commands: NotRequired[Sequence[tuple[str, str]]]
 
@@ -133,6 +135,10 @@ def print_summary(summary: Summary, console: Console) -> None:
     baselines = summary.get("baselines")
     if baselines:
         console.print("", _baselines_table(baselines))
+    if drift := summary.get("drift"):
+        from engine.compare.drift_view import render as drift_table
+
+        console.print("", drift_table(drift))
     if judge := summary.get("judge"):
         from engine.judging.report import render
 

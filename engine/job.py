@@ -71,12 +71,14 @@ def execute(
         paid.close()
     started_writing = time.monotonic()
     runtime.observer.step_started("write", rows)
-    baselines = compare_with_baselines(context, selection)
+    taken = selection.selected.require().rows
+    baselines = compare_with_baselines(dataclasses.replace(context, budget=taken), selection)
     written = write_outputs(context, selection, baselines)
     runtime.observer.step_done("write", rows, time.monotonic() - started_writing, 0, reused=False)
     summary = summarize(context, selection, written, baselines, steps, time.monotonic() - started)
     summary["calls"] = {name: round(value - paid_before.get(name, 0), 6) for name, value in paid.facts().items()}
     folders = {"ingest": pool.folder, "selected": selection.selected.folder}
+    folders |= {"scores": selection.scores.folder} if selection.scores is not None else {}
     epoch = store.fence.epoch if store.fence else None  # of the driver, see engine.lease
     record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2, "epoch": epoch}
     outputs.write_bytes("run.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -109,6 +111,7 @@ def summarize(
         "judge": selection.facts.get("judge"),
         "score": selection.score,
         "rule": selection.facts.get("rule"),
+        "drift": selection.facts.get("drift"),
         "engines": engine_facts(context.store),
         "seconds": round(seconds, 2),
         "next_commands": [

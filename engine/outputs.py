@@ -190,6 +190,7 @@ def card_facts(
     for entry in selection.facts.get("rounds", []):
         label = f"round {entry['round']}"
         facts[label] = f"{entry['judged']} judged, {entry['hard_rate']:.1%} hard, validation AUC {entry['val_auc']}"
+    facts |= selection.facts.get("card", {})
     for line in baselines:
         facts[f"mean response length, {line['name']}"] = f"{line['response_chars']:.0f} characters"
     return {

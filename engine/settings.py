@@ -87,10 +87,15 @@ def load_methods(target: str, rest: list[str], names: list[str]) -> dict[str, Ru
 
 def resolved_document(target: str, rest: list[str]) -> Document:
     """What the user typed, put together and not yet checked."""
-    data = [item for item in rest if not OVERRIDE.match(item) or os.path.exists(item)]
-    overrides = [item for item in rest if item not in data]
+    data, overrides = split_words(rest)
     document = with_data(expanded(start_document(target)), data)
     return expanded(apply_overrides(document, overrides))
+
+
+def split_words(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Data paths and `key.sub=value` overrides; what looks like an override and exists as a path is data."""
+    data = [item for item in rest if not OVERRIDE.match(item) or os.path.exists(item)]
+    return data, [item for item in rest if item not in data]
 
 
 def config_of(document: Document) -> RunConfig:

@@ -204,16 +204,24 @@ class PoolShard:
                 continue
             labels, _ = nearest_centroid(self.x_ND, centroids_KD, at)
             rows = self._rows(at, self._probability(at, scores), labels)
-            failed = np.isnan(rows.probability)
-            f = combine_scores(np.where(failed, 0.0, rows.probability), rescale(rows.similarity, scale), alpha)
-            columns = [
-                rows.rows,
-                pa.array(rows.probability, mask=failed),
-                rows.similarity,
-                pa.array(f.astype(np.float32), mask=failed),
-                rows.cluster,
-            ]
-            target.commit(part, pa.table(columns, names=[ROW, "probability", "similarity", "score", "cluster"]))
+            target.commit(part, scored_columns(rows, alpha, scale).add_column(0, ROW, pa.array(rows.rows)))
+
+
+def scored_columns(rows: Rows, alpha: float, scale: tuple[float, float]) -> pa.Table:
+    """M, R, F and cluster of some rows, as `scores/` has them; M and F are null where the classifier failed.
+
+    Args:
+        scale: the range of R that becomes [0, 1], see `PoolIndex.scale`.
+    """
+    failed = np.isnan(rows.probability)
+    f = combine_scores(np.where(failed, 0.0, rows.probability), rescale(rows.similarity, scale), alpha)
+    columns = [
+        pa.array(rows.probability, mask=failed),
+        rows.similarity,
+        pa.array(f.astype(np.float32), mask=failed),
+        rows.cluster,
+    ]
+    return pa.table(columns, names=["probability", "similarity", "score", "cluster"])
 
 
 def rescale(similarity_N: np.ndarray, scale: tuple[float, float]) -> np.ndarray:

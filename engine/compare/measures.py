@@ -82,8 +82,12 @@ def divergence(counts_K: np.ndarray, pool_counts_K: np.ndarray) -> float:
 
 def tenths(values_N: np.ndarray) -> np.ndarray:
     """(N,) int64 bins of about equal size: the deciles of the pool, fewer where values repeat."""
-    edges = np.unique(np.quantile(values_N, np.arange(1, 10) / 10, method="inverted_cdf"))
-    return np.searchsorted(edges, values_N, side="left")
+    return np.searchsorted(decile_edges(values_N), values_N, side="left")
+
+
+def decile_edges(values_N: np.ndarray) -> np.ndarray:
+    """The upper ends of all tenths but the last, each an observed value; fewer than nine where values repeat."""
+    return np.unique(np.quantile(values_N, np.arange(1, 10) / 10, method="inverted_cdf"))
 
 
 def neighbours_first(similar_MM: np.ndarray) -> list[int]:

@@ -42,6 +42,7 @@ RECIPES = {
     "tree_instruct": "engine.recipes.tree_instruct",
     "selectllm": "engine.recipes.selectllm",
     "compose": "engine.recipes.compose",
+    "apply": "engine.recipes.apply",
 }
 
 

@@ -84,11 +84,15 @@ class Context:
         """One unit vector per row of the pool, from the prompt: the step `embed`."""
         return self.embedded("embed", self.pool, PROMPT)
 
-    def embedded(self, name: str, source: Step, column: str) -> Step:
-        """A step with one unit vector per row of another, from a column of text."""
+    def embedded(self, name: str, source: Step, column: str, encoder: Mapping[str, Any] | None = None) -> Step:
+        """A step with one unit vector per row of another, from a column of text.
+
+        Args:
+            encoder: its arguments, pinned; those of the config when None.
+        """
         from engine.models.encoder import EmbedStage
 
-        arguments = {"encoder": self.encoder(), "column": column}
+        arguments = {"encoder": self.encoder() if encoder is None else encoder, "column": column}
         target = self.step(name, arguments, [source.fingerprint])
         stage = StageSpec(
             name=name,

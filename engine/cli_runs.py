@@ -1,0 +1,56 @@
+"""Commands about a finished run: why a row is in or out, and what its selector says of new rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from engine.cli_judge import Debug, Json
+from engine.errors import ConfigError
+
+
+def explain(
+    out: Annotated[str, typer.Argument(help="Finished run folder.")],
+    row: Annotated[str, typer.Argument(help="Id of a row, the start of one, or file:line of the input.")],
+    neighbours: Annotated[int, typer.Option(min=0, help="Show so many of the most similar hard rows.")] = 5,
+    as_json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Says why a row was selected, left out or rejected: scores, cut, verdicts, the hard rows nearest to it."""
+    from engine.explain import explain as explained
+
+    found = explained(out, row, neighbours)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from engine.explain_view import render
+
+        Console().print(render(found))
+
+
+def apply(
+    run: Annotated[str, typer.Argument(help="Finished run of recipe iterselect.")],
+    rest: Annotated[list[str] | None, typer.Argument(help="New data, out=, budget= and other key=value.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder of the result; same as out=.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Run in this process instead of on Ray.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is renamed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Selects from new rows with the classifier and the hard set of a finished run: no judge, no calls."""
+    from engine.cli import make_runtime
+    from engine.console import print_summary
+    from engine.session import run_session
+    from engine.settings_apply import load_apply
+
+    words = [*(rest or []), *([f"out={output}"] if output is not None else [])]
+    if sum(word.startswith("out=") for word in words) != 1:
+        raise ConfigError("give the folder of the result once", fix="out=FOLDER or -o FOLDER")
+    config = load_apply(run, words, local)
+    summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print_summary(summary, Console())  # pyright: ignore[reportArgumentType]
