@@ -5,9 +5,11 @@ excluded. The vectors are unit-norm float16, so cosine is the inner product, tak
 commutative and associative: updating against only the newly added vectors, twice or in any order, gives the same
 numbers as one pass over all of them.
 
-The float32 rounding of a matrix product can change with its shape. Every product here has a fixed number of pool rows
-(the last tile is padded with zeros), so the numbers do not depend on how rows are ordered or sharded. The file knows
-nothing of files, models or rounds, and never holds an N x H matrix.
+The float32 rounding of a matrix product can change with its shape, and in narrow ones with the place of a row. Every
+product here has a fixed number of pool rows (the last tile is padded with zeros) and a multiple of 16 columns, so the
+numbers do not depend on how rows are ordered or sharded; those of FAISS's flat index do, on processors on which its
+BLAS rounds the last rows of a block otherwise. The file knows nothing of files, models or rounds, and never holds an
+N x H matrix.
 """
 
 # Shape letters: N rows of the shard, D dimensions, H hard rows, Q queries, T rows of one tile, B queries of one block,
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 TILE_ROWS = 2048  # rows of every product: large enough for full BLAS speed, 8 MB of scores at 1,024 columns
-HARD_BLOCK = 16_384  # hard vectors held in float32 at a time
+HARD_BLOCK = 4096  # hard vectors held in float32 at a time; 34 MB of scores
+WIDTH_STEP = 16  # in products of other widths the rounding depends on the place of a row on some processors
 QUERY_BLOCK = 256
 ONE_F16 = 0x3C00  # the bits of float16 1.0; NaN, infinities and larger numbers all have larger magnitude bits
 
@@ -85,8 +88,8 @@ def float32_tiles(
 def max_similarity(x_ND: np.ndarray, rows_N: np.ndarray, hard_HD: np.ndarray, hard_rows_H: np.ndarray) -> np.ndarray:
     """Largest inner product of each row with the hard vectors, itself excluded by row number.
 
-    An identical vector under another row number does count. FAISS flat inner product, 2*N*H*D operations; memory is
-    one tile and one block of hard vectors.
+    An identical vector under another row number does count. 2*N*H*D operations; memory is one tile, one block of hard
+    vectors and their scores.
 
     Args:
         x_ND: (N, D) float16 unit vectors.
@@ -104,28 +107,22 @@ def max_similarity(x_ND: np.ndarray, rows_N: np.ndarray, hard_HD: np.ndarray, ha
     check_vectors(hard_HD, "hard vectors")
     if x_ND.shape[1] != hard_HD.shape[1]:
         raise DataError(f"vectors have {x_ND.shape[1]} dimensions, hard vectors {hard_HD.shape[1]}", code="E443")
-    import faiss
+    import torch
 
     best_N = np.full(len(x_ND), -np.inf, dtype=np.float32)
     hard_rows, first = np.unique(np.asarray(hard_rows_H, dtype=np.int64), return_index=True)
     for start in range(0, len(hard_rows), HARD_BLOCK):
         block_rows = hard_rows[start : start + HARD_BLOCK]
-        index = faiss.IndexFlatIP(x_ND.shape[1])
-        index.add(hard_HD[first[start : start + HARD_BLOCK]].astype(np.float32))
-        member_N = np.isin(rows_N, block_rows)
-        others_M, members_M = np.flatnonzero(~member_N), np.flatnonzero(member_N)
-        for low, high, tile_TD in float32_tiles(x_ND, others_M if len(members_M) else None):
-            top_T1, _ = index.search(tile_TD.numpy(), 1)
-            picked = others_M[low:high]
-            best_N[picked] = np.maximum(best_N[picked], top_T1[: high - low, 0])
-        # A hard row finds itself; the better of its two best that is another row is the answer.
-        for low, high, tile_TD in float32_tiles(x_ND, members_M):
-            top_T2, found_T2 = index.search(tile_TD.numpy(), 2)
-            top_T2, found_T2 = top_T2[: high - low], found_T2[: high - low]
-            picked = members_M[low:high]
-            is_other_T2 = (found_T2 >= 0) & (block_rows[found_T2] != rows_N[picked, None])
-            top_T = np.where(is_other_T2, top_T2, -np.inf).max(axis=1).astype(np.float32)
-            best_N[picked] = np.maximum(best_N[picked], top_T)
+        width = len(block_rows)
+        block_WD = np.zeros((width + -width % WIDTH_STEP, x_ND.shape[1]), np.float32)
+        block_WD[:width] = hard_HD[first[start : start + HARD_BLOCK]]
+        block = torch.from_numpy(block_WD)
+        for low, high, tile_TD in float32_tiles(x_ND):
+            scores_TW = torch.mm(tile_TD, block.T)[: high - low, :width]
+            at_T = np.minimum(np.searchsorted(block_rows, rows_N[low:high]), width - 1)
+            own_M = np.flatnonzero(block_rows[at_T] == rows_N[low:high])
+            scores_TW[own_M, at_T[own_M]] = -torch.inf
+            best_N[low:high] = np.maximum(best_N[low:high], scores_TW.max(dim=1).values.numpy())
     return best_N
 
 

@@ -79,6 +79,19 @@ def test_any_increments_and_any_sharding_give_the_same_bits(pool, seed: int, num
         assert best.tobytes() == expected_N[piece].tobytes()
 
 
+@pytest.mark.parametrize("num_hard", [1, 27, 300])
+def test_the_order_and_the_sharding_of_wide_vectors_leave_no_trace(num_hard: int) -> None:
+    """384 columns, as of real encoders: products of few columns round by the place of a row on some processors."""
+    x_ND, rows_N = unit_f16(1500, 384, 3), np.arange(1500)
+    hard = np.random.default_rng(0).permutation(1500)[:num_hard]
+    whole_N = max_similarity(x_ND, rows_N, x_ND[hard], hard)
+    turned = np.random.default_rng(1).permutation(1500)
+    assert np.array_equal(max_similarity(x_ND[turned], rows_N[turned], x_ND[hard], hard), whole_N[turned])
+    pieces = np.array_split(rows_N, 4)
+    parts = [max_similarity(x_ND[piece], piece, x_ND[hard], hard) for piece in pieces]
+    assert np.array_equal(np.concatenate(parts), whole_N)
+
+
 def test_one_hard_row_at_a_time(pool):
     x_ND, rows_N, hard = pool
     best = np.full(len(x_ND), -np.inf, np.float32)
