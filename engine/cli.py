@@ -48,6 +48,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: an existing run folder is renamed, never deleted.")]
 
 TakeOver = Annotated[bool, typer.Option("--take-over", help="Do not wait for a run that may be dead.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="A pilot: select from so many rows, drawn at random by seed.")
+]
 
 EXAMPLE_SETTINGS = [
     "recipe.clusters=24", "recipe.diverse_fraction=0.6", "recipe.max_rounds=4", "recipe.inference_steps=4",
@@ -108,14 +111,16 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for rows that failed.")] = False,
     methods: Annotated[str | None, typer.Option(help="Several on one pool: a,b,c, or all.")] = None,
     take_over: TakeOver = False,
+    limit: Limit = None,
 ) -> None:  # fmt: skip
     """Selects. The same command continues a run that was interrupted."""
     from engine.settings import load_config, load_methods
 
     several: dict[Any, Any] = {}
+    words = [*(rest or []), *([f"data.limit={limit}"] if limit is not None else [])]
     if methods is not None:
-        several = load_methods(target, rest or [], [] if methods == "all" else methods.split(","))
-    configs = several or {None: load_config(target, rest or [])}
+        several = load_methods(target, words, [] if methods == "all" else methods.split(","))
+    configs = several or {None: load_config(target, words)}
     for label, config in configs.items():
         if local:
             config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"mode": "local"})})

@@ -32,6 +32,9 @@ class DataConfig(Strict):
     )
     max_row_bytes: int = Field(default=10 << 20, gt=0, description="A longer row is rejected, in bytes")
     part_rows: int = Field(default=4096, ge=1, le=8192, description="Rows per part of the frozen pool")
+    limit: int | None = Field(
+        default=None, ge=1, description="A pilot: select from so many rows, drawn at random by seed; same as --limit"
+    )
 
 
 class EncoderConfig(Strict):

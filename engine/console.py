@@ -35,13 +35,14 @@ _MESSAGE_CHARS = 400
 
 
 class Summary(TypedDict):
-    """The end of a run. Rows read = pool + rejected + duplicates.
+    """The end of a run. Rows read = pool + rejected + duplicates + left_out.
 
     Attributes:
         recipe: name of the method.
         out: path of the run folder.
         rejected: reason -> rows.
         rows_read, duplicates, pool, selected: numbers of rows.
+        left_out: rows that a pilot did not draw.
         seconds: wall time of this command.
         clusters: number of K-Means clusters, None without clusters.
         calls: what the run's paid calls amount to; empty when there were none.
@@ -57,6 +58,7 @@ class Summary(TypedDict):
     rows_read: int
     rejected: Mapping[str, int]
     duplicates: int
+    left_out: NotRequired[int]
     pool: int
     selected: int
     seconds: float
@@ -107,12 +109,15 @@ def _facts(summary: Summary) -> Table:
         ("read", summary["rows_read"], "rows"),
         ("rejected", sum(rejected.values()), ", ".join(f"{count:,} {line(why)}" for why, count in rejected.items())),
         ("duplicates", summary["duplicates"], ""),
+        ("left out", summary.get("left_out", 0), "a pilot: the rest was not drawn"),
         ("pool", summary["pool"], f"in {clusters:,} clusters" if clusters else ""),
         ("selected", summary["selected"], f"{summary['selected'] / max(1, summary['pool']):.1%} of the pool"),
     ]
     columns = Column(style="dim"), Column(justify="right"), Column(style="dim")
     grid = Table.grid(*columns, padding=(0, 2, 0, 0))
     for name, count, remark in facts:
+        if name == "left out" and not count:
+            continue
         grid.add_row(name, Text(f"{count:,}", style="bold green" if name == "selected" else ""), Text(remark))
     return grid
 

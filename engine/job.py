@@ -26,7 +26,7 @@ from engine.data.inputs import InputFile, resolve_inputs
 from engine.models.vllm_stages import engine_facts
 from engine.outputs import write_outputs
 from engine.paid.service import PaidRun
-from engine.pool import ingest
+from engine.pool import run_pool
 from engine.recipes import load_recipe
 from engine.recipes.base import Context, Selection
 from engine.run_folder import METHODS
@@ -59,7 +59,7 @@ def execute(
     outputs = store if method is None else store.sub(f"{METHODS}/{method}")
     outputs.write_bytes("config.yaml", dump_yaml(config).encode())
     inputs = resolve_inputs(config.data.path)
-    pool = ingest(config, store, runtime, inputs)
+    pool = run_pool(config, store, runtime, inputs)
     rows = pool.require().rows
     paid = PaidRun(store, runtime, config.paid)
     context = Context(config, store, pool, runtime, budget_rows(config.budget, rows), paid, outputs)
@@ -103,6 +103,7 @@ def summarize(
         "rejected": counts["rejected_by_reason"],
         "workers": context.runtime.workers,
         "duplicates": counts["duplicates"],
+        "left_out": counts.get("left_out", 0),
         "clusters": selection.facts.get("clusters"),
         "rounds": list(selection.facts.get("rounds", [])),
         "selected": written["selected"],

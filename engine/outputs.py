@@ -191,6 +191,8 @@ def card_facts(
         label = f"round {entry['round']}"
         facts[label] = f"{entry['judged']} judged, {entry['hard_rate']:.1%} hard, validation AUC {entry['val_auc']}"
     facts |= selection.facts.get("card", {})
+    if left_out := counts.get("left_out"):
+        facts["pilot"] = f"{context.pool_rows:,} of {context.pool_rows + left_out:,} rows, drawn at random"
     for line in baselines:
         facts[f"mean response length, {line['name']}"] = f"{line['response_chars']:.0f} characters"
     return {

@@ -11,14 +11,64 @@ import os
 import tempfile
 import time
 
-from engine.artifacts import Step
+import numpy as np
+import pyarrow as pa
+
+from engine.artifacts import Step, take_rows
 from engine.config import DataConfig, RunConfig
 from engine.data.ingest import Ingest, IngestOptions
 from engine.data.inputs import InputFile
 from engine.data.rows import Reject
 from engine.remote import filesystem, told
 from engine.runtime import Runtime
+from engine.schema import ID, ROW, id_words, seeded_hash
 from engine.store import Store
+
+PILOT = "pilot"  # the step, and the draw by hash that makes it
+
+
+def run_pool(config: RunConfig, store: Store, runtime: Runtime, inputs: list[InputFile]) -> Step:
+    """The rows that a run selects from: all that are ingested, or with `data.limit` a sample of them.
+
+    The sample is the step `pilot`, which looks like `ingest` to everything after it; its `left_out` counts the others.
+    A later run without the limit finds the ingested rows where they are.
+
+    Raises:
+        DataError: no row could be used.
+    """
+    whole, limit = ingest(config, store, runtime, inputs), config.data.limit
+    counts = whole.require()
+    if limit is None or limit >= counts.rows:
+        return whole
+    step = Step(store, PILOT, {"limit": limit, "seed": config.seed}, [whole.fingerprint])
+    if step.record() is None:
+        started = time.monotonic()
+        runtime.observer.step_started(PILOT, limit)
+        rows_I, done = pilot_rows(whole, limit, config.seed), step.committed()
+        for index, low in enumerate(range(0, limit, config.data.part_rows)):
+            if index not in done:
+                table = take_rows(whole, rows_I[low : low + config.data.part_rows])
+                numbers = pa.array(np.arange(low, low + len(table)))
+                step.commit(index, table.set_column(0, table.schema.field(ROW), numbers))
+        store.write_bytes(f"{step.folder}/rejected.jsonl", store.read_bytes(f"{whole.folder}/rejected.jsonl"))
+        step.finish(started=started, rows=limit, extra={**counts.extra, "pool": limit, "left_out": counts.rows - limit})
+        runtime.observer.step_done(PILOT, limit, step.require().seconds, 0, reused=False)
+    else:
+        runtime.observer.step_done(PILOT, limit, 0.0, 0, reused=True)
+    runtime.observer.note(f"a pilot: {limit:,} of {counts.rows:,} rows, drawn at random")
+    return step
+
+
+def pilot_rows(pool: Step, limit: int, seed: int) -> np.ndarray:
+    """(limit,) int64 rows of a pool, ascending: those whose ids have the smallest hashes, whatever the rows' order."""
+    rows, hashes = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+    for part in pool.require().parts:
+        table = pool.read(part.index, [ROW, ID])
+        rows = np.concatenate([rows, table[ROW].to_numpy()])
+        hashes = np.concatenate([hashes, seeded_hash(id_words(table[ID]), seed, PILOT)])
+        kept = np.argsort(hashes, kind="stable")[:limit]
+        rows, hashes = rows[kept], hashes[kept]
+    return np.sort(rows)
 
 
 def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[InputFile], name: str = "ingest") -> Step:
@@ -31,7 +81,7 @@ def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Input
         DataError: no row could be used.
     """
     data = config.data
-    settings = data.model_dump(exclude={"path"})
+    settings = data.model_dump(exclude={"path", "limit"})
     files = [[file.path, file.size_bytes, modified(file)] for file in inputs]
     step = Step(store, name, {**settings, "files": files})
     record = step.record()

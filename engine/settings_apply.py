@@ -31,6 +31,7 @@ def load_apply(run: str, rest: list[str], local: bool) -> RunConfig:
         raise ConfigError("there is no new data", fix="iterselect apply OUT new.jsonl out=FOLDER", code="E229")
     best = any(word.startswith("budget=") for word in overrides)
     values = {name: theirs[name] for name in KEPT}
+    values["data"] = {**theirs["data"], "limit": None}
     values |= {
         "recipe": {"name": "apply", "run": absolute_root(run), "rule": "budget" if best else "threshold"},
         "budget": 1.0,

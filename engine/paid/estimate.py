@@ -37,7 +37,7 @@ from engine.paid.stages import (
     judge_settings,
 )
 from engine.paid.standing import standing
-from engine.pool import ingest_options
+from engine.pool import PILOT, ingest_options
 from engine.recipes.iterselect import diverse_rows
 from engine.schema import (  # fmt: skip
     ANSWER,
@@ -180,29 +180,34 @@ def total(plans: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 def draw_sample(config: RunConfig, pool: Step | None, asked: frozenset[str]) -> Sample:
     """Counts the pool and keeps the rows with the smallest hashes; nothing is written.
 
+    Of a pilot that is not frozen yet the first rows are kept that it will draw.
+
     Args:
         pool: the frozen one if there is one; else the input is read.
         asked: ids of rows that are left out.
     """
     kept: list[tuple[int, int, dict[str, Any]]] = []
     count = 0
+    limit = config.data.limit if pool is None else None
+    most = min(SAMPLE_ROWS, limit or SAMPLE_ROWS)
     tables: Iterable[pa.Table]
     if pool is None:
         tables = Ingest(resolve_inputs(config.data.path), ingest_options(config.data), lambda reject: None)
     else:
         tables = (pool.read(part.index) for part in pool.require().parts)
     for table in tables:
-        hashes = seeded_hash(id_words(table[ID]), config.seed, "plan")
-        for position in np.argsort(hashes, kind="stable")[: SAMPLE_ROWS + len(asked)].tolist():
+        purpose = "plan" if limit is None else PILOT
+        hashes = seeded_hash(id_words(table[ID]), config.seed, purpose)
+        for position in np.argsort(hashes, kind="stable")[: most + len(asked)].tolist():
             place = (-int(hashes[position]), count + position)
-            if len(kept) == SAMPLE_ROWS and place < kept[0][:2]:
+            if len(kept) == most and place < kept[0][:2]:
                 break
             if table[ID][position].as_py() not in asked:
                 item = (*place, table.slice(position, 1).to_pylist()[0])
-                heapq.heappush(kept, item) if len(kept) < SAMPLE_ROWS else heapq.heapreplace(kept, item)
+                heapq.heappush(kept, item) if len(kept) < most else heapq.heapreplace(kept, item)
         count += table.num_rows
     rows = pa.Table.from_pylist([row for _, _, row in kept], schema=POOL_SCHEMA)
-    return Sample(count, rows.append_column(ANSWER, pa.nulls(len(rows), pa.large_string())))
+    return Sample(min(count, limit or count), rows.append_column(ANSWER, pa.nulls(len(rows), pa.large_string())))
 
 
 def backends_of(config: RunConfig, sample: pa.Table, batch: pa.Table) -> list[Backend]:

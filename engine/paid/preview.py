@@ -54,7 +54,7 @@ def render_row(row: str, source: str, prompt: str | None, answer: str | None, or
     if chosen.kind != "pairwise":
         return Preview(render(chosen, shown_fields(chosen, found)), False)
     if answer is None and run is not None:
-        answer = recorded_answer(run, found[ROW])
+        answer = recorded_answer(run, found[ID])
     filled = {**found, ANSWER: found[RESPONSE] if answer is None else answer}
     return Preview(render(chosen, row_fields(filled, order)), answer is None)
 
@@ -96,15 +96,14 @@ def find_row(row: str, source: str, run: Store | None) -> dict[str, Any]:
     raise ConfigError(f"no row {row} in {source}", fix="give a row number from 0, or an id", code="E261")
 
 
-def recorded_answer(run: Store, row: int) -> str | None:
-    """The answer that a run recorded for a row, None when it was in no batch or the answer failed."""
+def recorded_answer(run: Store, key: str) -> str | None:
+    """The answer that a run recorded for a row, by its id; None when it was in no batch or the answer failed."""
     for number in run.list("rounds"):
-        step = _newest(run, f"rounds/{number}", "answers-")
-        if step is not None:
-            table = step.read_all([ROW, ANSWER])
-            rows = table[ROW].to_pylist()
-            if row in rows:
-                return table[ANSWER][rows.index(row)].as_py()
+        batch, answers = (_newest(run, f"rounds/{number}", f"{name}-") for name in ("batch", "answers"))
+        if batch is not None and answers is not None:
+            ids, rows = batch.read_all([ID])[ID].to_pylist(), answers.read_all([ANSWER])
+            if key in ids:
+                return rows[ANSWER][ids.index(key)].as_py()
     return None
 
 

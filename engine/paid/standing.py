@@ -20,7 +20,7 @@ from engine.errors import TooManyFailures
 from engine.events import Observer
 from engine.labelling import label_rounds
 from engine.paid.service import PaidRun
-from engine.pool import ingest
+from engine.pool import run_pool
 from engine.recipes.base import Context
 from engine.recipes.iterselect import diverse_subset
 from engine.runtime import Resources, StageSpec
@@ -134,7 +134,7 @@ class NoRuntime:
 def frozen_pool(config: RunConfig) -> Step | None:
     """The pool of a run folder, None while it is not complete."""
     try:
-        return ingest(config, CommittedStore(config.out), NoRuntime(), resolve_inputs(config.data.path))
+        return run_pool(config, CommittedStore(config.out), NoRuntime(), resolve_inputs(config.data.path))
     except NotThere:
         return None
 
@@ -151,7 +151,7 @@ def standing(config: RunConfig) -> Standing:
     store, runtime = CommittedStore(config.out), NoRuntime()
     pool, over = None, False
     try:
-        pool = ingest(config, store, runtime, resolve_inputs(config.data.path))
+        pool = run_pool(config, store, runtime, resolve_inputs(config.data.path))
         paid = PaidRun(store, runtime, config.paid)
         context = Context(config, store, pool, runtime, budget_rows(config.budget, pool.require().rows), paid, store)
         recipe: Any = config.recipe
