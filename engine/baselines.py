@@ -1,20 +1,27 @@
-"""The baselines of the same size, beside every selection: what random, balanced random and longest would have taken.
+"""The baselines beside every selection: what random, balanced random and longest would have taken.
 
 The figures need no training run: overlap with the selection, length, and how many sources and clusters are covered.
+Two random ones are kept as rows to train on: one with as many rows as the selection, one with as many characters.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.algorithms.baselines import random_draw_until
+from engine.artifacts import Step
 from engine.recipes.balanced_random import balanced_by_source
 from engine.recipes.base import Context, Selection
 from engine.recipes.longest import longest_rows
 from engine.recipes.random import random_rows
-from engine.schema import PROMPT, RESPONSE, ROW, SOURCE
+from engine.schema import ID, PROMPT, RESPONSE, ROW, SOURCE, SYSTEM, TOOLS, id_words
+
+SETS = SELECTED, SAME_ROWS, SAME_CHARS = ("selected", "random_same_rows", "random_same_chars")
 
 
 def compare_with_baselines(context: Context, selection: Selection) -> list[dict[str, Any]]:
@@ -67,3 +74,50 @@ def describe(
         }
         for name, rows in subsets.items()
     ]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Rows to train on: the selection, or what it is compared with."""
+
+    step: Step  # row, id, rank, reason
+    rows: int
+    characters: int  # of system prompt, prompt, response and tools
+    overlap: float  # share of the rows that the selection has too
+
+
+def training_sets(context: Context, selection: Selection) -> dict[str, TrainingSet]:
+    """The selection and its two random baselines; both draw in the same order, by hash of (seed, id).
+
+    The second one stands for "the same number of tokens": rows are drawn until they have as many characters as the
+    selection. Tokens are not counted, because the tokenizer is that of the model trained later. Memory: 16 bytes a row
+    of the pool.
+    """
+    words, chars = [], []
+    for part in context.pool.require().parts:
+        table = context.pool.read(part.index, [ID, SYSTEM, PROMPT, RESPONSE, TOOLS])
+        words.append(id_words(table[ID]))
+        chars.append(characters(table))
+    words_N, chars_N = np.concatenate(words), np.concatenate(chars)  # the pool's parts hold rows 0..N-1 in order
+    selected = selection.selected.read_all([ROW])[ROW].to_numpy()
+    seed, total = context.config.seed, int(chars_N[selected].sum())
+    matched = random_draw_until(words_N, chars_N, seed, total)
+    reason = "drawn at random"
+    steps = {
+        SELECTED: selection.selected,
+        SAME_ROWS: context.select_rows("random", random_rows(context), reason, {"seed": seed}),
+        SAME_CHARS: context.select_rows(SAME_CHARS, matched, reason, {"seed": seed, "characters": total}),
+    }
+    rows = {name: step.read_all([ROW])[ROW].to_numpy() for name, step in steps.items()}
+    return {
+        name: TrainingSet(
+            step, len(rows[name]), int(chars_N[rows[name]].sum()), float(np.isin(rows[name], selected).mean())
+        )
+        for name, step in steps.items()
+    }
+
+
+def characters(table: pa.Table) -> np.ndarray:
+    """(M,) int64 characters of each row of the pool: system prompt, prompt, response and tools."""
+    columns = [pc.utf8_length(table[name]).to_numpy() for name in (SYSTEM, PROMPT, RESPONSE, TOOLS)]  # pyright: ignore
+    return np.stack(columns).sum(axis=0, dtype=np.int64)

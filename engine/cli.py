@@ -350,12 +350,13 @@ def export(
     to: Annotated[str, typer.Argument(help="New folder.")],
     format: Annotated[str, typer.Option(help="source, messages, alpaca, sharegpt or prompt-completion.")] = "source",
     container: Annotated[str, typer.Option(help="parquet, jsonl or jsonl.gz.")] = "parquet",
+    baseline: Annotated[str, typer.Option(help="Instead: random_same_rows or random_same_chars.")] = "selected",
     debug: Debug = False,
 ) -> None:
-    """Writes the selection of a finished run again, in another format."""
+    """Writes the selection of a finished run, or a random baseline of it, again in another format."""
     from engine.outputs import export_selection
 
-    written = export_selection(out, to, format, container)
+    written = export_selection(out, to, format, container, baseline)
     print(f"wrote {written} rows to {to}")
 
 

@@ -57,6 +57,10 @@ class OutputConfig(Strict):
     )
     shard_rows: int = Field(default=100_000, ge=1, description="Rows per file in data/")
     name: str = Field(default="iterselect", description="Name of the data set in dataset_info.json and the card")
+    language: list[str] = Field(
+        default_factory=list, description="Languages of the rows for the card, as BCP-47 codes such as en, zh-Hant"
+    )
+    license: str | None = Field(default=None, description="Licence for the card, as the Hub names it, e.g. cc-by-4.0")
 
 
 class RuntimeConfig(Strict):

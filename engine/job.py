@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -23,12 +24,14 @@ from engine.baselines import compare_with_baselines
 from engine.config import RunConfig, budget_rows
 from engine.config_template import dump_yaml
 from engine.data.inputs import InputFile, resolve_inputs
+from engine.handoff.folder import write_handoff
 from engine.models.vllm_stages import engine_facts
 from engine.outputs import write_outputs
 from engine.paid.service import PaidRun
 from engine.pool import run_pool
 from engine.recipes import load_recipe
 from engine.recipes.base import Context, Selection
+from engine.run_card import write_card
 from engine.run_folder import METHODS
 from engine.runtime import Runtime
 from engine.store import Store
@@ -73,11 +76,13 @@ def execute(
     runtime.observer.step_started("write", rows)
     taken = selection.selected.require().rows
     baselines = compare_with_baselines(dataclasses.replace(context, budget=taken), selection)
-    written = write_outputs(context, selection, baselines)
+    written = write_outputs(context, selection)
+    handoff = write_handoff(context, selection)
+    write_card(context, selection, written["format"], baselines, handoff)
     runtime.observer.step_done("write", rows, time.monotonic() - started_writing, 0, reused=False)
     summary = summarize(context, selection, written, baselines, steps, time.monotonic() - started)
     summary["calls"] = {name: round(value - paid_before.get(name, 0), 6) for name, value in paid.facts().items()}
-    folders = {"ingest": pool.folder, "selected": selection.selected.folder}
+    folders = {"ingest": pool.folder, **handoff.steps()}
     folders |= {"scores": selection.scores.folder} if selection.scores is not None else {}
     epoch = store.fence.epoch if store.fence else None  # of the driver, see engine.lease
     record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2, "epoch": epoch}
@@ -119,6 +124,10 @@ def summarize(
             [
                 f"iterselect export {context.outputs.root} NEW_FOLDER --format messages",
                 "the selection in another format",
+            ],
+            [
+                f"cd {shlex.quote(context.outputs.root)} && trl sft --config handoff/trl_sft.yaml",
+                "train on it, with the model filled in; handoff/README.md has other trainers and random baselines",
             ],
         ],
     }

@@ -1,4 +1,4 @@
-"""The output folder of a run: what trainers load (`data/`), what people read (`scores/`, card), and the ids.
+"""The output folder of a run: what trainers load (`data/`), what people read (`scores/`), and the ids.
 
 Every file is rebuilt from committed steps, in the pool's order, one part at a time. `data/` holds nothing but the
 training columns, because trainers guess from the columns they find.
@@ -7,8 +7,7 @@ training columns, because trainers guess from the columns they find.
 from __future__ import annotations
 
 import gzip
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.artifacts import Step, parquet_bytes
-from engine.config import RunConfig
-from engine.data.card import dataset_card, dataset_info
+from engine.baselines import SELECTED, SETS
 from engine.data.formats import Format, common_format
 from engine.data.shapes import encode, merge_shapes, shape_schema
 from engine.data.writers import jsonl_bytes, output_format, training_row
 from engine.errors import ConfigError, DataError
 from engine.recipes.base import Context, Selection
 from engine.run_folder import run_steps
-from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TOOLS, TURNS
+from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TURNS
 from engine.store import Store
 
 CONTAINERS = ("parquet", "jsonl", "jsonl.gz")
@@ -39,18 +37,22 @@ class Chosen:
     rows: np.ndarray  # (S,) int64, sorted
     formats: Mapping[str, Format]  # per input file
     output: str  # one of engine.data.writers.OUTPUT_FORMATS
+    convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # of each row that goes out
+
+    @property
+    def written(self) -> Format:
+        """The format of the rows that go out; `tools` of messages is not named."""
+        return output_format(next(iter(self.formats.values())), self.output, with_tools=False)
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
         """Training rows in pool order, those of one part at a time."""
         for table in self._tables([ROW, ID, FILE, RECORD]):
             columns = (table[name].to_pylist() for name in (RECORD, FILE, ID))
-            yield [
+            rows = [
                 training_row(record, self.formats[file], self.output, key)
                 for record, file, key in zip(*columns, strict=True)
             ]
-
-    def has_tools(self) -> bool:
-        return any(pc.any(pc.not_equal(table[TOOLS], "")).as_py() for table in self._tables([ROW, TOOLS]))  # pyright: ignore
+            yield [self.convert(row) for row in rows] if self.convert else rows
 
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
         for part in self.pool.require().parts:
@@ -68,26 +70,20 @@ def choose(pool: Step, selected: Step, wanted: str) -> Chosen:
     return Chosen(pool, np.sort(selected.read_all([ROW])[ROW].to_numpy()), formats, output)
 
 
-def write_outputs(context: Context, selection: Selection, baselines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes everything a user takes away.
+def write_outputs(context: Context, selection: Selection) -> dict[str, Any]:
+    """Writes the selection: its rows, its ids, the scores of the whole pool, and what was rejected.
 
     Returns:
         `selected` (rows) and `format` (of data/).
     """
     store, config = context.outputs, context.config
     chosen = choose(context.pool, selection.selected, config.output.format)
-    with_tools = chosen.has_tools()
-    final = output_format(next(iter(chosen.formats.values())), chosen.output, with_tools)
     write_training_files(store, "data", chosen, "parquet", config.output.shard_rows)
     write_scores(context, selection)
     ranked = selection.selected.read_all([ID])[ID].to_pylist()
     store.write_bytes("ids.txt", "".join(f"{key}\n" for key in ranked).encode())
     store.write_bytes("rejected.jsonl", context.store.read_bytes(f"{context.pool.folder}/rejected.jsonl"))
-    info = dataset_info(config.output.name, final, with_tools)
-    store.write_bytes("dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
-    card = dataset_card(card_facts(config, context, selection, final.name, baselines))
-    store.write_bytes("README.md", card.encode())
-    return {"selected": len(ranked), "format": final.name}
+    return {"selected": len(ranked), "format": chosen.written.name}
 
 
 def write_training_files(store: Store, folder: str, chosen: Chosen, container: str, shard_rows: int) -> int:
@@ -175,55 +171,34 @@ def reasons_of(rows_M: np.ndarray, tables: Sequence[pa.Table], default: str) -> 
     return found.fill_null(default)
 
 
-def card_facts(
-    config: RunConfig, context: Context, selection: Selection, format_name: str, baselines: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What the dataset card tells."""
-    counts = context.pool.require().extra
-    facts: dict[str, Any] = {
-        "rows read": counts["rows_read"],
-        "rejected": counts["rejected"],
-        "exact duplicates": counts["duplicates"],
-        "seed": config.seed,
-        "encoder": config.encoder.model,
-    }
-    for entry in selection.facts.get("rounds", []):
-        label = f"round {entry['round']}"
-        facts[label] = f"{entry['judged']} judged, {entry['hard_rate']:.1%} hard, validation AUC {entry['val_auc']}"
-    facts |= selection.facts.get("card", {})
-    if left_out := counts.get("left_out"):
-        facts["pilot"] = f"{context.pool_rows:,} of {context.pool_rows + left_out:,} rows, drawn at random"
-    for line in baselines:
-        facts[f"mean response length, {line['name']}"] = f"{line['response_chars']:.0f} characters"
-    return {
-        "name": config.output.name,
-        "rows": selection.selected.require().rows,
-        "pool_rows": context.pool_rows,
-        "method": config.recipe.name,
-        "format": format_name,
-        "facts": facts,
-        "sources": sorted(counts["formats"]),
-        "tags": [config.recipe.name],
-    }
+def export_selection(out: str, to: str, output: str, container: str, rows: str = SELECTED) -> int:
+    """Writes the selection of a finished run, or one of its baselines, into a new folder.
 
-
-def export_selection(out: str, to: str, output: str, container: str) -> int:
-    """Writes the selection of a finished run into a new folder.
+    Args:
+        out: folder of the run.
+        to: the new folder.
+        output: one of engine.data.writers.OUTPUT_FORMATS.
+        container: one of CONTAINERS.
+        rows: SELECTED, or the name of a baseline.
 
     Returns:
         rows written.
 
     Raises:
-        ConfigError: an unknown container, or a folder that is not empty.
-        DataError: the run is not finished.
+        ConfigError: an unknown container or baseline, or a folder that is not empty.
+        DataError: the run is not finished, or was written before there were baselines to export.
     """
     if container not in CONTAINERS:
         raise ConfigError(f"unknown container {container!r}", fix=f"use one of {', '.join(CONTAINERS)}", code="E232")
+    if rows not in SETS:
+        raise ConfigError(f"unknown baseline {rows!r}", fix=f"use one of {', '.join(SETS[1:])}", code="E235")
     run, target = Store(out), Store(to)
     if not run.exists("run.json"):
         raise DataError(f"{out} holds no finished run", fix="finish it with `iterselect run`", code="E441")
     if target.list():
         raise ConfigError(f"{to} is not empty", fix="choose a new folder", code="E241")
     steps = run_steps(run)
-    chosen = choose(steps["ingest"], steps["selected"], output)
+    if rows not in steps:
+        raise DataError(f"{out} has no baseline {rows}", fix="run it again: finished steps are reused", code="E445")
+    chosen = choose(steps["ingest"], steps[rows], output)
     return write_training_files(target, "", chosen, container, 100_000)

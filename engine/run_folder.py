@@ -20,7 +20,8 @@ def step_folder(run: Store, levels_up: int) -> Store:
 
 
 def run_steps(run: Store) -> dict[str, Step]:
-    """The steps that run.json of a finished run names: `ingest`, `selected`, and `scores` where there is one."""
+    """The steps that run.json of a finished run names: `ingest`, `selected`, its random baselines, and `scores` where
+    there is one."""
     record = json.loads(run.read_bytes("run.json"))
     store = step_folder(run, record.get("levels_up", 0))
     return {name: Step.at(store, folder) for name, folder in record["steps"].items()}

@@ -290,10 +290,11 @@ def test_load_dataset_on_the_run_folder(
 
 def test_dataset_info_names_the_training_files(finished: tuple[Path, dict[str, Any], str]) -> None:
     out, _, _ = finished
-    (entry,) = json.loads((out / "dataset_info.json").read_text()).values()
-    assert entry["file_name"] == "data" and (out / entry["file_name"]).is_dir()
-    columns = pq.read_schema(next((out / "data").iterdir())).names
-    assert set(entry["columns"].values()) <= set(columns)
+    entries = json.loads((out / "dataset_info.json").read_text())
+    assert list(entries) == ["iterselect", "iterselect_random_same_rows", "iterselect_random_same_chars"]
+    for entry in entries.values():
+        columns = pq.read_schema(next((out / entry["file_name"]).iterdir())).names
+        assert set(entry["columns"].values()) <= set(columns)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,22 @@ def random_draw(words_N: np.ndarray, seed: int, num: int) -> np.ndarray:
     return np.argsort(seeded_hash(words_N, seed, "random"), kind="stable")[:num]
 
 
+def random_draw_until(words_N: np.ndarray, amounts_N: np.ndarray, seed: int, total: int) -> np.ndarray:
+    """As many rows of `random_draw` as it takes for their amounts to reach a total.
+
+    Args:
+        words_N: (N,) uint64 from `schema.id_words`.
+        amounts_N: (N,) int64, what every row adds, such as its characters; not negative.
+        seed: of the run.
+        total: to reach; the row that reaches it is the last. All rows when they add up to less.
+
+    Returns:
+        (D,) int64 positions in the order of their hash, at least one.
+    """
+    order_N = random_draw(words_N, seed, len(words_N))
+    return order_N[: np.searchsorted(np.cumsum(amounts_N[order_N]), total) + 1]
+
+
 def balanced_draw(words_N: np.ndarray, groups_N: np.ndarray, seed: int, num: int) -> np.ndarray:
     """Positions of as many rows from every group, as far as they last, in the order of their hash.
 

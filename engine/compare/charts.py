@@ -1,9 +1,11 @@
-"""The pictures of a comparison, as Vega-Lite charts that become SVG or PNG without a browser or a network."""
+"""The pictures of a comparison and of a card: Vega-Lite charts that become SVG or PNG without browser or network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 CELL = 46  # pixels of one cell of a matrix
 
@@ -74,6 +76,50 @@ def shift_chart(found: Mapping[str, Any]) -> Any:
     )
 
 
+def share_chart(
+    title: str, unit: str, edges: np.ndarray, counts: Mapping[str, np.ndarray], *, log: bool = False
+) -> Any:
+    """Histograms of a few sets over one another, each as shares of its own rows.
+
+    Args:
+        title: of the chart.
+        unit: of the x axis.
+        edges: (B + 1,) of the bins, ascending.
+        counts: name -> (B,) rows in every bin, not all of them 0.
+        log: the x axis is logarithmic; a bin from 0 is then drawn from half its end.
+
+    Returns:
+        An `altair.Chart`.
+    """
+    import altair
+
+    total = sum(counts.values(), np.zeros(len(edges) - 1, dtype=np.int64))
+    used = np.flatnonzero(total)
+    rows = [
+        {
+            "from": float(edges[k] or edges[k + 1] / 2) if log else float(edges[k]),
+            "to": float(edges[k + 1]),
+            "share": float(found[k] / max(1, found.sum())),
+            "rows": name,
+        }
+        for name, found in counts.items()
+        for k in range(used[0], used[-1] + 1)
+    ]
+    scale = altair.Scale(type="log" if log else "linear", nice=False, zero=False)
+    return (
+        altair.Chart(altair.Data(values=rows))
+        .mark_bar(opacity=0.55)
+        .encode(
+            x=altair.X("from:Q", title=unit, scale=scale, axis=altair.Axis(tickCount=8, format="~s" if log else "~g")),
+            x2="to:Q",
+            y=altair.Y("share:Q", title="share of the rows", stack=None, axis=altair.Axis(format="%")),
+            y2=altair.datum(0),
+            color=altair.Color("rows:N", title=None, sort=list(counts)),
+        )
+        .properties(width=480, height=200, title=title)
+    )
+
+
 def svg(chart: Any) -> str:
     """The chart as one SVG element that refers to nothing outside itself."""
     import vl_convert
@@ -81,8 +127,8 @@ def svg(chart: Any) -> str:
     return vl_convert.vegalite_to_svg(chart.to_dict())
 
 
-def png(chart: Any) -> bytes:
-    """The chart as a PNG, twice the size on paper."""
+def png(chart: Any, scale: float = 2) -> bytes:
+    """The chart as a PNG, by default twice the size on paper."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(chart.to_dict(), scale=2)
+    return vl_convert.vegalite_to_png(chart.to_dict(), scale=scale)

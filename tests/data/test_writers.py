@@ -298,7 +298,9 @@ INFO = {
     "license": "cc-by-4.0",
     "language": ["zh", "en"],
     "facts": {"judge": "a | b <script>", "rounds": 3, "multi\nline": "x\ny"},
-    "sources": ["data/[a](b).jsonl"],
+    "sources": [("data/[a](b).jsonl", 12, "sha256 00")],
+    "charts": {"charts/a.png": "Lengths ![x](y)"},
+    "fingerprint": "0123456789abcdef",
 }
 
 
@@ -311,6 +313,27 @@ def test_card() -> None:
     assert [config["config_name"] for config in front["configs"]] == ["default", "scores"]
     assert "10 of 1,000 rows (1.0 %)" in body
     assert "| judge | a \\| b &lt;script> |" in body and "| multi line | x y |" in body
+    assert "](charts/a.png)" in body and "| data/&#91;a&#93;(b).jsonl | 12 | sha256 00 |" in body
+
+
+HOSTILE = (
+    "---\nlicense: mit\n---\n# h\n![i](http://x/y.png) [l](http://x) www.x.y <img src=x> `c` **b** \\[e](f) | $x$ ~~s~~"
+)
+
+
+def test_hostile_text_in_the_card() -> None:
+    """Names and paths come from data: no key, link, picture, heading or cell of theirs may appear."""
+    from huggingface_hub import DatasetCard
+
+    info = {**INFO, "name": HOSTILE, "facts": {HOSTILE: HOSTILE}, "sources": [(HOSTILE, 1, HOSTILE)], "method": HOSTILE}
+    card = DatasetCard(dataset_card(info))
+    assert card.data.pretty_name == HOSTILE and card.data.license == "cc-by-4.0" and card.data.language == ["zh", "en"]
+    assert [config["config_name"] for config in card.data.configs] == ["default", "scores"]
+    body = card.text.replace("![Lengths &#33;&#91;x&#93;(y)](charts/a.png)", "")
+    for markup in ("](", "![", "://", "www.", "<img", "**", "~~", "$", "\n---", "\n# h"):
+        assert markup not in body, markup
+    table = body[body.index("| What") :].split("\n\n")[0].splitlines()
+    assert len(table) == 3 and table[2].replace("\\|", "").count("|") == 3
 
 
 def test_llamafactory_entries() -> None:
@@ -331,6 +354,6 @@ def test_llamafactory_entries() -> None:
     assert sharegpt["columns"] == {"messages": "conversations", "system": "system", "tools": "tools"}
     plain = dataset_info("x", output_format(MESSAGES, "messages", with_tools=False))["x"]
     assert plain["formatting"] == "sharegpt" and plain["tags"]["user_tag"] == "user" and "tools" not in plain["columns"]
-    tools = dataset_info("x", output_format(MESSAGES, "messages", with_tools=True), has_tools=True)["x"]
-    assert tools["formatting"] == "openai" and tools["columns"]["tools"] == "tools"
+    other = dataset_info("x", output_format(MESSAGES, "messages", with_tools=False), "handoff/data")["x"]
+    assert other == {**plain, "file_name": "handoff/data"}
     assert dataset_info("x", output_format(MESSAGES, "prompt-completion", with_tools=False)) == {}
