@@ -1,10 +1,10 @@
 """Rows for LLaMA-Factory when it cannot read data/: the turns its own reader of `messages` would make, as plain text.
 
-LLaMA-Factory 0.9.5 allows no `datasets` newer than 4.0.0, which cannot load the JSON columns that tool calls need in
-`messages`, and its `openai` reader adds a system prompt of its own in some versions. So the reading is done here, by
-the rules of OpenAIDatasetConverter (src/llamafactory/data/converter.py), and written in its ShareGPT columns: calls
-become a `function_call` turn, results that follow one another are joined, and what that reader drops (ids of calls,
-names, reasoning, text beside a call) is not there.
+LLaMA-Factory's pyproject.toml, as read, allows no `datasets` newer than 4.0.0; the JSON columns that tool calls need in
+`messages` came with 4.7. And its `openai` reader adds a system prompt of its own in some versions. So the reading is
+done here, by the rules of OpenAIDatasetConverter (src/llamafactory/data/converter.py), and written in its ShareGPT
+columns: calls become a `function_call` turn, results that follow one another are joined, and what that reader drops
+(ids of calls, names, reasoning, text beside a call) is not there.
 """
 
 from __future__ import annotations

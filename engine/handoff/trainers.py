@@ -5,8 +5,8 @@ chat template does not know, Axolotl adds an empty system turn. So every row is 
 here, before a config is written. Rules as read in the sources of
 
 - TRL 1.16: trl/trainer/sft_trainer.py (tokenize_fn), trl/data_utils.py (is_conversational)
-- LLaMA-Factory 0.9: src/llamafactory/data/converter.py (Alpaca-, Sharegpt- and OpenAIDatasetConverter), loader.py
-- Axolotl 0.16: src/axolotl/prompt_strategies/chat_template.py, alpaca_w_system.py, src/axolotl/utils/data/shared.py
+- LLaMA-Factory: src/llamafactory/data/converter.py (Alpaca-, Sharegpt- and OpenAIDatasetConverter), loader.py
+- Axolotl: src/axolotl/prompt_strategies/chat_template.py, alpaca_w_system.py, src/axolotl/utils/data/shared.py
 
 Nothing here reads files.
 """
