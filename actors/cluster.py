@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -182,6 +183,15 @@ def resources() -> ClusterResources:
     return ClusterResources(
         tuple(NodeResources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), round(memory / 2**30, 1)
     )
+
+
+def spilled_bytes() -> int:
+    """Bytes that the object stores of all nodes have written to disk since the cluster started.
+
+    Asked as Ray Data asks for its own statistics; there is no public call.
+    """
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
 
 
 def code_hash() -> str:

@@ -16,10 +16,12 @@ import ray
 import ray.data
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from actors.cluster import RESIDENT_CPUS, Plan
+from actors.cluster import RESIDENT_CPUS, Plan, resources, spilled_bytes
+from actors.metrics import RayMeter
 from engine.artifacts import Part, Source, Step, StepRecord
 from engine.errors import EnvironmentProblem, IterselectError, StepError
 from engine.events import Observer
+from engine.metrics import MeteredObserver
 from engine.runtime import Group, PartWorker, Resources, StageSpec, make_room, run_pass
 
 PLACEMENT_TIMEOUT_S = 120.0  # without one more member being ready
@@ -46,6 +48,8 @@ class Host:
     """
 
     def __init__(self) -> None:
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            RayMeter().count("iterselect_retries_total", 1, step="", reason="member_restart")
         self.members: dict[str, Any] = {}
         self.making = threading.Lock()  # of a host whose member works on several items at a time
 
@@ -154,17 +158,28 @@ class RayRuntime:
     """
 
     def __init__(self, plan: Plan, observer: Observer) -> None:
-        self.plan, self.observer = plan, observer
+        self.plan, self.meter = plan, RayMeter()
+        self.observer = observer
         self.workers, self.shards, self.threads = plan.workers, plan.shards, plan.threads
         self._hosts: list[Any] = []
         self._groups = 0
         self._owned: list[RayGroup] = []
+        self._spilled_before = spilled_bytes()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
         context.print_on_execution_start = False
         for name in ("ray.data", "ray.data._internal.progress"):  # one table of our own instead of Ray's bars and notes
             logging.getLogger(name).setLevel(logging.ERROR)
+
+    @property
+    def observer(self) -> Observer:
+        """Counts what it hears for Prometheus, and passes it on."""
+        return self._observer
+
+    @observer.setter
+    def observer(self, observer: Observer) -> None:
+        self._observer = MeteredObserver(observer, self.meter)
 
     def map_parts(self, stage: StageSpec, source: Source, target: Step) -> StepRecord:
         def run(todo: list[int]) -> Iterator[Part]:
@@ -236,6 +251,12 @@ class RayRuntime:
             fix="lower runtime.workers or runtime.gpus, or add nodes",
             code="E334",
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Nodes, CPUs and GPUs at the end of the run, and the bytes that object stores spilled since it began."""
+        has = resources()
+        spilled = spilled_bytes() - self._spilled_before
+        return {"nodes": len(has.nodes), "cpus": has.cpus, "gpus": has.gpus, "spilled_bytes": spilled}
 
     def close(self) -> None:
         ray.shutdown()

@@ -37,6 +37,9 @@ class Quiet:
     def advance(self, name: str, rows: int) -> None:
         """Not remembered."""
 
+    def used(self, name: str, amounts: Any) -> None:
+        """Not printed."""
+
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
         self.seconds[name] = round(seconds, 2)
 

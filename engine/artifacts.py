@@ -29,7 +29,7 @@ from engine.store import Store
 
 @dataclass(frozen=True)
 class Part:
-    """One committed part: its file, its size, and what making it cost."""
+    """One committed part: its file, its size, and what making it cost; `tokens` are those that models saw."""
 
     index: int
     file: str
@@ -39,6 +39,18 @@ class Part:
     sha256: str
     read_requests: int = 0  # remote reads of the process that made it, since it made the one before
     read_bytes: int = 0
+    bytes: int = 0  # 0, as tokens, in parts that were made before these were counted
+    tokens: int = 0
+
+    def used(self) -> dict[str, float]:
+        """What observers add up."""
+        return {
+            "rows": self.rows,
+            "failed": self.failed,
+            "busy_s": self.seconds,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+        }
 
 
 @dataclass(frozen=True)
@@ -161,7 +173,7 @@ class Step:
         """All parts in order, in memory: for small steps such as a round's batch."""
         return pa.concat_tables([self.read(part.index, columns) for part in self.require().parts])
 
-    def commit(self, index: int, table: pa.Table, *, seconds: float = 0.0, failed: int = 0) -> Part:
+    def commit(self, index: int, table: pa.Table, *, seconds: float = 0.0, failed: int = 0, tokens: int = 0) -> Part:
         """Writes one part under an attempt's name and commits it, unless somebody else has.
 
         Returns:
@@ -171,7 +183,10 @@ class Step:
         file = f"part-{index:05d}-{uuid.uuid4().hex[:8]}.parquet"
         self.store.write_bytes(f"{self.folder}/{file}", data)
         digest, reads = hashlib.sha256(data).hexdigest(), READS.take()
-        part = Part(index, file, table.num_rows, failed, round(seconds, 4), digest, reads.requests, reads.bytes)
+        part = Part(
+            index, file, table.num_rows, failed, round(seconds, 4), digest,
+            bytes=len(data), tokens=tokens, read_requests=reads.requests, read_bytes=reads.bytes,
+        )  # fmt: skip
         if not self.store.create(f"{self.folder}/part-{index:05d}.commit", json.dumps(asdict(part)).encode()):
             return self.part(index)
         return part

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
@@ -20,6 +21,8 @@ from engine.remote import FINISHED, READS
 
 EVENTS_FILE, STATUS_FILE = "events.jsonl", "status.json"
 STATUS_INTERVAL_S = 2.0
+SUBMISSION_ENV = "ITERSELECT_SUBMISSION"  # the id of the Ray job this is, if it is one
+RESUME_ENV = "ITERSELECT_RESUME"  # the command that submitted it
 
 State = Literal["running", "done", "failed", "stopped"]
 
@@ -41,6 +44,10 @@ class Observer(Protocol):
 
     def advance(self, name: str, rows: int) -> None:
         """`rows` more rows of a running step are committed."""
+        ...
+
+    def used(self, name: str, amounts: Mapping[str, float]) -> None:
+        """What a step did and took since the last call: rows, failed, busy_s, bytes, tokens (see artifacts.Part)."""
         ...
 
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
@@ -76,6 +83,7 @@ class Events:
             "state": "running",
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "submission": os.environ.get(SUBMISSION_ENV),
             "started": utc_now(),
             "updated": None,
             "step": None,
@@ -113,6 +121,8 @@ class Events:
 class StepSummary(TypedDict):
     """One finished step; `reused` when an earlier run had done it (`seconds` is 0 then).
 
+    What its parts amount to is there for steps that have parts: `used_rows` were computed by this run, the others by
+    an earlier one that did not finish; `busy_s` adds up over the workers.
     `read_requests` and `read_bytes` are there when something was read from an object store.
     """
 
@@ -123,6 +133,10 @@ class StepSummary(TypedDict):
     reused: bool
     read_requests: NotRequired[int]
     read_bytes: NotRequired[int]
+    used_rows: NotRequired[int]
+    busy_s: NotRequired[float]
+    bytes: NotRequired[int]
+    tokens: NotRequired[int]
 
 
 class EventObserver:
@@ -138,6 +152,7 @@ class EventObserver:
         self.steps: dict[str, StepSummary] = {}
         self._rows: dict[str, tuple[int, int | None]] = {}  # step -> (done, total)
         self._spent: Mapping[str, Any] = {}
+        self._used: dict[str, Counter[str]] = {}
 
     def step_started(self, name: str, total_rows: int | None) -> None:
         with self._lock:
@@ -154,14 +169,20 @@ class EventObserver:
         self._events.progress(name, done, total)
         self._view.advance(name, rows)
 
+    def used(self, name: str, amounts: Mapping[str, float]) -> None:
+        with self._lock:
+            self._used.setdefault(name, Counter()).update(amounts)
+        self._view.used(name, amounts)
+
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
         finished, own = FINISHED.take(), READS.take()
         reads: dict[str, Any] = {}
         if finished.requests or own.requests:
             reads = {"read_requests": finished.requests + own.requests, "read_bytes": finished.bytes + own.bytes}
-        done = StepSummary(name=name, rows=rows, seconds=seconds, failed=failed, reused=reused, **reads)
         with self._lock:
             self._rows.pop(name, None)
+            used = _amounts(self._used.pop(name, None))
+            done = StepSummary(name=name, rows=rows, seconds=seconds, failed=failed, reused=reused, **reads, **used)
             if not (reused and name in self.steps):  # a step that this very run did keeps its seconds
                 self.steps[name] = done
         rate = rows / seconds if seconds > 0 and not reused else None
@@ -183,6 +204,14 @@ class EventObserver:
     def note(self, text: str) -> None:
         self._events.emit("note", text=text)
         self._view.note(text)
+
+
+def _amounts(used: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the parts of a step amount to, as StepSummary names it; empty for a step without parts."""
+    if used is None:
+        return {}
+    busy_s = round(used["busy_s"], 3)
+    return {"used_rows": used["rows"], "busy_s": busy_s, "bytes": used["bytes"], "tokens": used["tokens"]}
 
 
 def utc_now() -> str:

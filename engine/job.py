@@ -112,13 +112,14 @@ def summarize(
         "clusters": selection.facts.get("clusters"),
         "rounds": list(selection.facts.get("rounds", [])),
         "selected": written["selected"],
-        "steps": list(steps.values()),
+        "steps": [step_figures(step, context.runtime.workers) for step in steps.values()],
         "baselines": baselines,
         "judge": selection.facts.get("judge"),
         "score": selection.score,
         "rule": selection.facts.get("rule"),
         "drift": selection.facts.get("drift"),
         "engines": engine_facts(context.store),
+        "cluster": context.runtime.facts(),
         "seconds": round(seconds, 2),
         "next_commands": [
             [
@@ -130,6 +131,25 @@ def summarize(
                 "train on it, with the model filled in; handoff/README.md has other trainers and random baselines",
             ],
         ],
+    }
+
+
+def step_figures(step: Mapping[str, Any], workers: int) -> dict[str, Any]:
+    """A finished step with its rates, for the summary: those of the parts that this run made, None without time.
+
+    Returns:
+        The step with `rows_per_s`, `tokens_per_s`, and `busy_share`: the share of the workers' time that went into
+        parts, in [0, 1]; the rest is starting, waiting and placement.
+    """
+    seconds, rows = step["seconds"], step.get("used_rows", step["rows"])
+    if step["reused"] or not seconds:
+        return {**step, "rows_per_s": None, "tokens_per_s": None, "busy_share": None}
+    tokens, busy_s = step.get("tokens"), step.get("busy_s")
+    return {
+        **step,
+        "rows_per_s": round(rows / seconds, 2),
+        "tokens_per_s": round(tokens / seconds, 1) if tokens else None,
+        "busy_share": round(min(1.0, busy_s / (seconds * workers)), 3) if busy_s else None,
     }
 
 

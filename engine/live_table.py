@@ -118,6 +118,9 @@ class LiveTable:
             share = f"/{row.total:,} rows ({row.done / row.total:.0%})" if row.total else " rows"
             self._say(f"{name}: {row.done:,}{share}, {rate(row.rows_per_s(now), 1)} rows/s, ETA {row.eta(now)}")
 
+    def used(self, name: str, amounts: Mapping[str, float]) -> None:
+        """Not shown."""
+
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
         with self._lock:
             if reused and name in self._rows and self._rows[name].state == "done":

@@ -95,6 +95,10 @@ class LocalRuntime:
         self._with_gpus = [*(one for one in self._with_gpus if one.is_open), group]
         return group
 
+    def facts(self) -> dict[str, Any]:
+        """Nothing: there is no cluster."""
+        return {}
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -100,7 +100,7 @@ def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Input
         done = step.committed()
         for index, table in enumerate(source):
             if index not in done:
-                step.commit(index, table)
+                runtime.observer.used(name, step.commit(index, table).used())
             runtime.observer.advance(name, table.num_rows)
         rejects.seek(0)
         store.write_bytes(f"{step.folder}/rejected.jsonl", rejects.read())

@@ -18,6 +18,7 @@ from engine.artifacts import Part, Source, Step, StepRecord
 from engine.errors import StepError
 from engine.events import Observer
 from engine.schema import ERROR, ROW
+from engine.work import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,10 @@ class Runtime(Protocol):
 
     def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> Group: ...
 
+    def facts(self) -> dict[str, Any]:
+        """What is known of the execution beside the steps, for run.json."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -137,11 +142,13 @@ class PartWorker:
         """
         started = time.perf_counter()
         table = source.read(index, [ROW, *[name for name in self.stage.columns_in if name != ROW]])
-        result = self.compute(table.select(list(self.stage.columns_in)), target)
+        with counted() as work:
+            result = self.compute(table.select(list(self.stage.columns_in)), target)
         checked = self._check(result, table.num_rows, f"{target.folder} part {index}")
         failed = len(table) - checked[ERROR].null_count if ERROR in checked.column_names else 0
         output = checked.add_column(0, pa.field(ROW, pa.int64(), nullable=False), table[ROW])
-        return target.commit(index, output, seconds=time.perf_counter() - started, failed=failed)
+        seconds = time.perf_counter() - started
+        return target.commit(index, output, seconds=seconds, failed=failed, tokens=work.tokens)
 
     def compute(self, table: pa.Table, target: Step) -> pa.Table:
         """The stage's result; for members that need to know what they work for."""
@@ -198,6 +205,7 @@ def run_pass(
     observer.step_started(target.name, total)
     observer.advance(target.name, total - sum(source.part(index).rows for index in todo))
     for part in run(todo):
+        observer.used(target.name, part.used())
         observer.advance(target.name, part.rows)
     record = target.finish(started=started, rows=total)
     observer.step_done(target.name, record.rows, record.seconds, record.failed, reused=False)

@@ -81,7 +81,7 @@ def some_rows(context: Context, vectors: Step, rows_M: np.ndarray) -> Space:
                 POOL_ROW: pa.array(taken),
                 VECTOR: x,
             }
-            target.commit(index, pa.table(columns))
+            observer.used(target.name, target.commit(index, pa.table(columns)).used())
         observer.advance(target.name, len(taken))
     record = target.finish(started=started, rows=len(rows_M))
     observer.step_done(target.name, record.rows, record.seconds, 0, reused=False)

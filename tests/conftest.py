@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ class Recorder:
         """Not remembered."""
 
     def advance(self, name: str, rows: int) -> None:
+        """Not remembered."""
+
+    def used(self, name: str, amounts: Mapping[str, float]) -> None:
         """Not remembered."""
 
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ class Recorder:
 
     def advance(self, name: str, rows: int) -> None:
         self.calls.append(("advance", name, rows))
+
+    def used(self, name: str, amounts: Mapping[str, float]) -> None:
+        self.calls.append(("used", name, dict(amounts)))
 
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
         self.calls.append(("step_done", name, rows, seconds, failed, reused))

@@ -29,6 +29,7 @@ from engine.errors import ConfigError, DataError, EnvironmentProblem, StepError
 from engine.models.batching import Batch, fixed_batches, pad_batch
 from engine.models.encoder import BATCH_TOKENS, Precision, resolve_model, resolve_precision
 from engine.schema import PROBABILITY_COLUMNS, PROMPT, canonical_json, seeded_hash
+from engine.work import count_tokens
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -199,6 +200,7 @@ class Scorer:
         self.model.eval()
         logit_N = np.empty(len(tokens), np.float32)
         lengths_N = np.array([len(ids) for ids in tokens], np.int64)
+        count_tokens(lengths_N.sum())
         with torch.inference_mode():
             for batch in fixed_batches(lengths_N, self.max_tokens, BATCH_TOKENS[self.device]):
                 logit_N[batch.rows] = self.forward(tokens, batch).cpu().numpy()[: len(batch.rows)]
@@ -241,10 +243,8 @@ class FinetuneStage:
         )
 
     def _probability(self, texts: list[str]) -> np.ndarray:
-        if self.constant_logit is not None:
-            logit_N = np.full(len(texts), self.constant_logit)
-        else:
-            logit_N = self.scorer.logits(self.scorer.tokenize(texts))
+        fixed = self.constant_logit
+        logit_N = self.scorer.logits(self.scorer.tokenize(texts)) if fixed is None else np.full(len(texts), fixed)
         return calibrated_probability(logit_N, self.calibration.temperature, self.calibration.bias).astype(np.float32)
 
 

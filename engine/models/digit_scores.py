@@ -32,6 +32,7 @@ from engine.models.digit_prompts import DigitPrompt
 from engine.models.encoder import BATCH_TOKENS, Precision
 from engine.models.threads import map_batches_on_cpu
 from engine.schema import ERROR, MESSAGES, PROMPT, RESPONSE
+from engine.work import count_tokens
 
 P = "p"
 DIGIT_COLUMNS = [
@@ -166,6 +167,7 @@ class DigitScores:
     def _probabilities(self, texts: list[list[int]]) -> np.ndarray:
         """(S, K) float64, rows that sum to 1; nan where the logits are not finite."""
         lengths_S = np.array([len(ids) for ids in texts], np.int64)
+        count_tokens(lengths_S.sum())
         p_SK = np.empty((len(texts), self.prompt.scale))
         batches = list(fixed_batches(lengths_S, self.max_tokens, BATCH_TOKENS[self.causal.device]))
         forward = functools.partial(self._forward, texts)

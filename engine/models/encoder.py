@@ -26,6 +26,7 @@ from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.batching import Batch, fixed_batches, pad_batch
 from engine.models.threads import map_batches_on_cpu
 from engine.schema import PROMPT, VECTOR
+from engine.work import count_tokens
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -101,6 +102,7 @@ class Encoder:
         """
         tokens = self._tokenize(texts)
         lengths_N = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=len(tokens))
+        count_tokens(lengths_N.sum())
         x_ND = np.empty((len(tokens), self.dim), dtype=np.float16)
         batches = list(fixed_batches(lengths_N, self.max_tokens, BATCH_TOKENS[self.device]))
         forward = functools.partial(self._forward, tokens)

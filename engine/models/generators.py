@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 
 from engine.errors import EnvironmentProblem
 from engine.schema import ANSWER, ERROR, MESSAGES, TOOLS
+from engine.work import count_tokens
 
 REFUSALS = (TemplateError, ValueError, TypeError)  # what a chat template raises for a conversation it cannot write
 
@@ -95,7 +96,9 @@ class TransformersGenerator:
             output = self.model.generate(
                 **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
             )
-        return self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        written = output[:, inputs["input_ids"].shape[1] :]
+        count_tokens(inputs["attention_mask"].sum() + (written != self.tokenizer.pad_token_id).sum())
+        return self.tokenizer.batch_decode(written, skip_special_tokens=True)
 
 
 def chat_text(tokenizer: Any, turns: list[dict[str, Any]], tools: Any, **options: Any) -> str:

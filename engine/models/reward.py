@@ -25,6 +25,7 @@ from engine.models.batching import Batch, fixed_batches, pad_batch
 from engine.models.encoder import BATCH_TOKENS, Precision, checked_folder, resolve_precision
 from engine.models.threads import map_batches_on_cpu
 from engine.schema import ANSWER, ERROR, MESSAGES, PROMPT, RESPONSE, SYSTEM, TOOLS
+from engine.work import count_tokens
 
 REWARD, TOKENS, TOKENS_CUT = "reward", "tokens", "tokens_cut"
 REWARD_COLUMNS = [
@@ -162,6 +163,7 @@ class Rewards:
     def _score(self, rows: list[Tokens]) -> np.ndarray:
         """(N,) float32."""
         lengths_N = np.array([len(row.ids) for row in rows], np.int64)
+        count_tokens(lengths_N.sum())
         batches = list(fixed_batches(lengths_N, self.max_tokens, BATCH_TOKENS[self.device]))
         forward = functools.partial(self._forward, [row.ids for row in rows], [row.types for row in rows])
         results = map_batches_on_cpu(forward, batches) if self.device == "cpu" else map(forward, batches)

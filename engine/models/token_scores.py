@@ -28,6 +28,7 @@ from engine.models.contexts import Contexts, Template
 from engine.models.encoder import BATCH_TOKENS, Precision
 from engine.models.threads import map_batches_on_cpu
 from engine.models.token_rows import COLUMNS_IN, Tokens, score_table, tokenize_rows
+from engine.work import count_tokens
 
 
 class TokenScores:
@@ -87,6 +88,7 @@ class TokenScores:
         # The last token is predicted and never read.
         inputs = [[*context, *response[:-1]] for context, response in sequences]
         lengths_S = np.array([len(ids) for ids in inputs], np.int64)
+        count_tokens(lengths_S.sum())
         nll_S = np.empty(len(sequences))
         x_SD = np.zeros((len(sequences), self.head.dim if self.hidden else 0), np.float16)
         batches = list(fixed_batches(lengths_S, self.max_tokens, BATCH_TOKENS[self.device]))

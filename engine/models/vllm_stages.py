@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.judging.canaries import canaries_for
@@ -31,6 +32,7 @@ from engine.paid.replies import Reply, RowFailed
 from engine.paid.stages import table_of
 from engine.schema import ANSWER, ANSWER_COLUMNS, ERROR, ID, MESSAGES, TOOLS, id_words, seeded_hash
 from engine.store import Store
+from engine.work import count_tokens
 
 VLLM_ANSWER_COLUMNS = [
     *ANSWER_COLUMNS,
@@ -115,7 +117,10 @@ class VllmStage:
         self.rows = asyncio.Semaphore(self.engine.in_flight)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return self.thread.run(self._part(self.work(table.to_pylist())))
+        found = self.thread.run(self._part(self.work(table.to_pylist())))
+        for column in ("tokens_in", "tokens_out"):
+            count_tokens(pc.sum(found[column]).as_py() or 0)  # pyright: ignore[reportAttributeAccessIssue]
+        return found
 
     async def _part(self, work: Sequence[Coroutine[Any, Any, dict[str, Any]]]) -> pa.Table:
         outcomes = await asyncio.gather(*map(self._in_turn, work), return_exceptions=True)

@@ -23,6 +23,7 @@ from engine.models.contexts import Contexts, Template
 from engine.models.encoder import Precision, checked_folder, resolve_precision
 from engine.models.token_rows import COLUMNS_IN, Tokens, score_table, tokenize_rows
 from engine.models.vllm_installed import require_vllm
+from engine.work import count_tokens
 
 _CPU_KV_CACHE_BYTES = 256 << 20  # requests in work at a time need no more; vLLM refuses to choose on a CPU
 
@@ -97,6 +98,7 @@ class VllmTokenScores:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         prompts = [{"prompt_token_ids": [*context, *row.response]} for context, row in zip(contexts, rows, strict=True)]
+        count_tokens(sum(len(prompt["prompt_token_ids"]) for prompt in prompts))
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         found = self.llm.generate(prompts, params, use_tqdm=False)
         means = []

@@ -97,6 +97,7 @@ class PaidRun:
             while not stop.wait(LIVE_INTERVAL_S):
                 tell()
 
+        tell()  # what earlier sessions spent, so that what this one spends can be told from it
         thread = threading.Thread(target=watch, name="spending", daemon=True)
         thread.start()
         try:

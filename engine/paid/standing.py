@@ -109,6 +109,10 @@ class NoRuntime:
     def group(self, member: Callable[..., Any], shards: Sequence[Mapping[str, Any]], resources: Resources) -> NoGroup:
         return NoGroup()
 
+    def facts(self) -> dict[str, Any]:
+        """Nothing is executed."""
+        return {}
+
     def close(self) -> None:
         """Nothing was started."""
 
@@ -120,6 +124,9 @@ class NoRuntime:
 
     def advance(self, name: str, rows: int) -> None:
         """Not remembered."""
+
+    def used(self, name: str, amounts: Mapping[str, float]) -> None:
+        """Nothing is."""
 
     def step_done(self, name: str, rows: int, seconds: float, failed: int, reused: bool) -> None:
         """Not remembered."""
