@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -158,6 +160,7 @@ def connect(address: str | None) -> ClusterResources:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Workers started here inherit this environment; a runtime_env would make Ray discard its prestarted workers.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -173,6 +176,8 @@ def connect(address: str | None) -> ClusterResources:
             fix="check the address and RAY_AUTH_MODE / RAY_AUTH_TOKEN, or run with --local",
             code="E332",
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own, which ends the driver without a word
     return resources()
 
 

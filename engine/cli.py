@@ -18,6 +18,7 @@ from rich.console import Console
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.cli_methods import compare, methods
 from engine.cli_runs import apply, explain
+from engine.cli_submit import jobs_app, submit
 from engine.console import print_error
 from engine.errors import ConfigError, EnvironmentProblem, IterselectError
 from engine.recipes import RECIPES, load_recipe
@@ -38,6 +39,8 @@ app.command()(methods)
 app.command()(compare)
 app.command()(explain)
 app.command()(apply)
+app.command()(submit)
+app.add_typer(jobs_app, name="jobs")
 
 INTERRUPTED = 130
 
@@ -280,6 +283,13 @@ def make_runtime(config: Any, observer: Any) -> Any:
         observer.note(line)
     check_same_code()
     return RayRuntime(sizes, observer)
+
+
+def make_job_server(address: str) -> Any:
+    """The job server of a cluster, for the commands in engine/cli_submit.py."""
+    from actors.jobs import JobServer
+
+    return JobServer(address)
 
 
 @app.command()

@@ -32,7 +32,7 @@ from engine.pool import run_pool
 from engine.recipes import load_recipe
 from engine.recipes.base import Context, Selection
 from engine.run_card import write_card
-from engine.run_folder import METHODS
+from engine.run_folder import COMMIT_FILE, METHODS
 from engine.runtime import Runtime
 from engine.store import Store
 
@@ -181,8 +181,10 @@ def installed(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree this runs from, None when it was installed from a wheel."""
-    root = Path(__file__).parents[1]
+    """Commit of the source tree this runs from, or was submitted from; None when it was installed from a wheel."""
+    shipped, root = Path(__file__).parent / COMMIT_FILE, Path(__file__).parents[1]
+    if shipped.exists():
+        return shipped.read_text()
     if not (root / ".git").exists():
         return None
     try:

@@ -12,6 +12,7 @@ from engine.artifacts import Step
 from engine.store import Store
 
 METHODS = "methods"
+COMMIT_FILE = "COMMIT"  # beside the code of a submitted run: the commit it came from
 
 
 def step_folder(run: Store, levels_up: int) -> Store:

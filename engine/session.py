@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.errors import BudgetReached, ConfigError, DataError, EnvironmentProblem, IterselectError
-from engine.events import EventObserver, Events
+from engine.events import RESUME_ENV, EventObserver, Events
 from engine.lease import FOLDER, Lease
 from engine.store import Store, absolute_root, storage_problem
 from engine.yaml_document import parse_yaml
@@ -232,8 +232,11 @@ def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def resume_command() -> str:
+    """What continues this run: the command line itself, or the one that submitted this job."""
     import shlex
 
+    if RESUME_ENV in os.environ:
+        return os.environ[RESUME_ENV]
     return shlex.join(["iterselect", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
