@@ -40,7 +40,8 @@ def run_pool(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Inp
     counts = whole.require()
     if limit is None or limit >= counts.rows:
         return whole
-    step = Step(store, PILOT, {"limit": limit, "seed": config.seed}, [whole.fingerprint])
+    settings = {"limit": limit, "seed": config.seed, "files": whole.settings["files"]}
+    step = Step(store, PILOT, settings, [whole.fingerprint])
     if step.record() is None:
         started = time.monotonic()
         runtime.observer.step_started(PILOT, limit)
