@@ -14,7 +14,7 @@ synthetic: unit vectors around centres.
   products, which order exactly as ours does (a float16 vector's norm is not exactly 1).
 - dq: the N x N matrix of the published code, at `--matrix-rows`; ours there and at `--rows`.
 - facility: apricot-select and submodlib-py with their N x N matrix at `--matrix-rows`, if they are installed or lie in
-  `--packages`; at `--rows` a plain lazy greedy that keeps no matrix.
+  `--packages`; ours there and at `--rows`, where their matrix would not fit.
 """
 
 # N rows, D dimensions, P picks, B rows of a block
@@ -22,7 +22,6 @@ synthetic: unit vectors around centres.
 from __future__ import annotations
 
 import argparse
-import heapq
 import os
 import resource
 import statistics
@@ -222,7 +221,6 @@ def represented(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         peers: dict[str, Callable[[], Any]] = {}
         if name == "small":
             peers = {"apricot": lambda x=x_ND: by_apricot(x, num), "submodlib": lambda x=x_ND: by_submodlib(x, num)}
-        peers["plain lazy greedy"] = lambda x=x_ND: plain_lazy(x, num)
         figures, mine, theirs = bench.against(lambda c, s: facility_location(c, s, settings, num).rows.tolist(), peers)
         ours_f = objective(x_ND, mine)
         shares = {peer: objective(x_ND, picks) / ours_f for peer, picks in theirs.items()}
@@ -246,30 +244,6 @@ def by_submodlib(x_ND: np.ndarray, num: int) -> list[int]:
     function = FacilityLocationFunction(n=len(x_ND), mode="dense", sijs=similar_NN, separate_rep=False)
     found = function.maximize(budget=num, optimizer="LazyGreedy", show_progress=False)
     return [row for row, _ in found]
-
-
-def plain_lazy(x_ND: np.ndarray, num: int) -> list[int]:
-    """Minoux's lazy greedy as it is usually written: a heap of bounds, one row tried at a time; no matrix is kept."""
-    best_N = np.full(len(x_ND), -2.0, np.float32)
-    first = int(np.argmax(x_ND @ x_ND.sum(axis=0)))
-    best_N = np.maximum(best_N, x_ND @ x_ND[first])
-    heap = []
-    for start in range(0, len(x_ND), 256):
-        gains_B = np.maximum(x_ND @ x_ND[start : start + 256].T - best_N[:, None], 0).sum(axis=0)
-        heap += [(-float(gain), start + k, 1) for k, gain in enumerate(gains_B)]
-    heapq.heapify(heap)
-    picked = [first]
-    while len(picked) < num:
-        _, row, turn = heapq.heappop(heap)
-        if row == first:
-            continue
-        similar_N = x_ND @ x_ND[row]
-        if turn == len(picked):
-            picked.append(row)
-            best_N = np.maximum(best_N, similar_N)
-        else:
-            heapq.heappush(heap, (-float(np.maximum(similar_N - best_N, 0).sum()), row, len(picked)))
-    return picked
 
 
 def objective(x_ND: np.ndarray, picked: list[int]) -> float:
