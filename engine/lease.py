@@ -48,8 +48,8 @@ class Lease:
         self._main = threading.current_thread() is threading.main_thread()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
-        _held.add(owner)
         self._beat()
+        _held.add(owner)
         self._thread.start()
 
     @staticmethod
