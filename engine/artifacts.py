@@ -13,7 +13,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -279,13 +279,19 @@ def write_table(step: Step, table: pa.Table, part_rows: int, extra: Mapping[str,
     return step.finish(started=started, rows=table.num_rows, extra=extra)
 
 
-def take_rows(step: Step, rows_I: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
+def take_rows(
+    step: Step,
+    rows_I: np.ndarray,
+    columns: Sequence[str] | None = None,
+    prepare: Callable[[pa.Table], pa.Table] = lambda table: table,
+) -> pa.Table:
     """Rows of a step whose parts hold consecutive row numbers from 0.
 
     Args:
         step: a complete step.
         rows_I: (I,) int64 row numbers, in any order, without repeats.
         columns: columns wanted; `row` is always among them.
+        prepare: applied to the rows of each part before the next one is read; keeps their number and order.
 
     Returns:
         The I rows in the order asked for. Only the parts that hold them are read, one at a time.
@@ -298,7 +304,7 @@ def take_rows(step: Step, rows_I: np.ndarray, columns: Sequence[str] | None = No
     for index in np.unique(np.searchsorted(starts, rows_I, side="right") - 1):
         low, high = np.searchsorted(rows_I[order], [starts[index], starts[index + 1]])
         picked = pa.array(rows_I[order][low:high] - starts[index])
-        pieces.append(step.read(int(index), wanted).take(picked))
+        pieces.append(prepare(step.read(int(index), wanted).take(picked)))
     if not pieces:
         return step.read(0, wanted).slice(0, 0)
     back = np.empty(len(rows_I), dtype=np.int64)

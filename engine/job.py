@@ -82,7 +82,8 @@ def execute(
     runtime.observer.step_done("write", rows, time.monotonic() - started_writing, 0, reused=False)
     summary = summarize(context, selection, written, baselines, steps, time.monotonic() - started)
     summary["calls"] = {name: round(value - paid_before.get(name, 0), 6) for name, value in paid.facts().items()}
-    folders = {"ingest": pool.folder, **handoff.steps()}
+    folders = {name: step.folder for name, step in context.made.items() if step.record() is not None}
+    folders |= {"ingest": pool.folder, **handoff.steps()}
     folders |= {"scores": selection.scores.folder} if selection.scores is not None else {}
     epoch = store.fence.epoch if store.fence else None  # of the driver, see engine.lease
     record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2, "epoch": epoch}
@@ -122,6 +123,10 @@ def summarize(
         "cluster": context.runtime.facts(),
         "seconds": round(seconds, 2),
         "next_commands": [
+            [
+                f"iterselect report {context.outputs.root}",
+                "a page about this run, with every chart as SVG and PNG",
+            ],
             [
                 f"iterselect export {context.outputs.root} NEW_FOLDER --format messages",
                 "the selection in another format",

@@ -197,7 +197,7 @@ def export_selection(out: str, to: str, output: str, container: str, rows: str =
         raise DataError(f"{out} holds no finished run", fix="finish it with `iterselect run`", code="E441")
     if target.list():
         raise ConfigError(f"{to} is not empty", fix="choose a new folder", code="E241")
-    steps = run_steps(run)
+    steps = run_steps(run, "ingest", rows)
     if rows not in steps:
         raise DataError(f"{out} has no baseline {rows}", fix="run it again: finished steps are reused", code="E445")
     chosen = choose(steps["ingest"], steps[rows], output)

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from engine.artifacts import fingerprint
-from engine.compare.charts import png, share_chart
+from engine.compare.charts import share_chart
 from engine.data.card import dataset_card
 from engine.handoff.folder import Handoff
 from engine.outputs import remove_others
 from engine.recipes.base import Context, Selection
 from engine.schema import RESPONSE, ROW
 from engine.screen import number
+from engine.web_page import png
 
 BINS = 30
 LENGTH_EDGES = np.array([0, *(2 ** (k / 2) for k in range(2, 41))])  # characters, two bins to a doubling
@@ -41,7 +42,7 @@ def write_card(
     """
     charts = {}
     for path, about, chart in charts_of(context, selection):
-        context.outputs.write_bytes(path, png(chart, scale=1))
+        context.outputs.write_bytes(path, png(chart.to_dict(), scale=1))
         charts[path] = about
     remove_others(context.outputs, "charts", [path.rsplit("/", 1)[-1] for path in charts])
     output = context.config.output

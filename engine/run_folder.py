@@ -20,9 +20,13 @@ def step_folder(run: Store, levels_up: int) -> Store:
     return Store(run.root.rsplit("/", levels_up)[0]) if levels_up else run
 
 
-def run_steps(run: Store) -> dict[str, Step]:
-    """The steps that run.json of a finished run names: `ingest`, `selected`, its random baselines, and `scores` where
-    there is one."""
+def run_steps(run: Store, *names: str) -> dict[str, Step]:
+    """The steps that run.json of a finished run names: `ingest`, `selected`, its random baselines, `scores` where there
+    is one, and whatever else its recipe made.
+
+    Args:
+        names: those wanted, as far as the run has them; all when none is given.
+    """
     record = json.loads(run.read_bytes("run.json"))
     store = step_folder(run, record.get("levels_up", 0))
-    return {name: Step.at(store, folder) for name, folder in record["steps"].items()}
+    return {name: Step.at(store, folder) for name, folder in record["steps"].items() if not names or name in names}

@@ -118,17 +118,3 @@ def share_chart(
         )
         .properties(width=480, height=200, title=title)
     )
-
-
-def svg(chart: Any) -> str:
-    """The chart as one SVG element that refers to nothing outside itself."""
-    import vl_convert
-
-    return vl_convert.vegalite_to_svg(chart.to_dict())
-
-
-def png(chart: Any, scale: float = 2) -> bytes:
-    """The chart as a PNG, by default twice the size on paper."""
-    import vl_convert
-
-    return vl_convert.vegalite_to_png(chart.to_dict(), scale=scale)

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 
 from engine.artifacts import Step
-from engine.compare.charts import overlap_chart, png, shift_chart, svg
+from engine.compare.charts import overlap_chart, shift_chart
 from engine.compare.collect import Pool
 from engine.run_folder import run_steps
 from engine.schema import ID, PROMPT, RESPONSE, id_words
-from engine.screen import clean, dollars, duration, number, percent
 from engine.store import Store
+from engine.web_page import png, shown, svg, template
 
 SHOWN_CHARS = 400
 
@@ -33,10 +31,12 @@ def write_page(target: Store, found: Mapping[str, Any], pool: Pool, stores: Sequ
     """
     wanted = sorted(set(found["agreed"]).union(*found["disputed"].values()))
     texts = row_texts(stores, pool.words_N[wanted])
-    chart = overlap_chart(found)
+    chart = overlap_chart(found).to_dict()
     overlap = svg(chart)
     rows = {at: texts[int(pool.words_N[at])] for at in wanted if int(pool.words_N[at]) in texts}
-    page = template().render(found=found, overlap=overlap, shift=svg(shift_chart(found)), rows=rows)
+    page = template("engine.compare", "page.html.j2").render(
+        found=found, overlap=overlap, shift=svg(shift_chart(found).to_dict()), rows=rows
+    )
     written = {
         "index.html": page.encode(),
         "compare.json": (json.dumps(found, indent=1) + "\n").encode(),
@@ -48,17 +48,11 @@ def write_page(target: Store, found: Mapping[str, Any], pool: Pool, stores: Sequ
     return list(written)
 
 
-def template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": percent, "number": number, "duration": duration, "dollars": dollars}
-    return environment.from_string(files("engine.compare").joinpath("page.html.j2").read_text(encoding="utf-8"))
-
-
 def row_texts(stores: Sequence[Store], words_I: np.ndarray) -> dict[int, dict[str, str]]:
     """Id word -> id, prompt and response of the rows wanted, cut to what is shown, from the first pool that has it."""
     texts: dict[int, dict[str, str]] = {}
     for store in stores:
-        pool: Step = run_steps(store)["ingest"]
+        pool: Step = run_steps(store, "ingest")["ingest"]
         for part in pool.require().parts:
             missing = words_I[~np.isin(words_I, np.array(list(texts), dtype=np.uint64))]
             if not len(missing):
@@ -68,11 +62,5 @@ def row_texts(stores: Sequence[Store], words_I: np.ndarray) -> dict[int, dict[st
             if len(at):
                 table = pool.read(part.index, [ID, PROMPT, RESPONSE]).take(pa.array(at))
                 for row, word in zip(table.to_pylist(), id_words(table[ID]).tolist(), strict=True):
-                    texts[word] = {name: shown(row[name]) for name in (ID, PROMPT, RESPONSE)}
+                    texts[word] = {name: shown(row[name], SHOWN_CHARS) for name in (ID, PROMPT, RESPONSE)}
     return texts
-
-
-def shown(text: str) -> str:
-    """The beginning of a text, without control characters."""
-    found = clean(text[: 2 * SHOWN_CHARS])
-    return found if len(text) <= SHOWN_CHARS else found[:SHOWN_CHARS] + " ..."

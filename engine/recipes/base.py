@@ -53,13 +53,15 @@ class Context:
     budget: int  # rows to select
     paid: PaidRun  # limits and ledger of calls that cost money
     outputs: Store  # what the user takes away; the run folder itself, unless several methods share it
+    made: dict[str, Step] = field(default_factory=dict)  # the steps of this run by name, for run.json
 
     @property
     def pool_rows(self) -> int:
         return self.pool.require().rows
 
     def step(self, name: str, settings: Mapping[str, Any], inputs: list[str], version: int = 1) -> Step:
-        return Step(self.store, name, settings, inputs, version)
+        self.made[name] = Step(self.store, name, settings, inputs, version)
+        return self.made[name]
 
     def paid_step(self, name: str, identity: Mapping[str, Any], inputs: list[str]) -> Step:
         """The step of something that may be asked anew; a number of its own after each `--retry-failed`."""
