@@ -17,6 +17,7 @@ from rich.console import Console
 
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.cli_methods import compare, methods
+from engine.cli_report import report
 from engine.cli_runs import apply, explain
 from engine.cli_submit import jobs_app, submit
 from engine.console import print_error
@@ -41,6 +42,7 @@ app.command()(explain)
 app.command()(apply)
 app.command()(submit)
 app.add_typer(jobs_app, name="jobs")
+app.command()(report)
 
 INTERRUPTED = 130
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.errors import BudgetReached, ConfigError, DataError, EnvironmentProblem, IterselectError
-from engine.events import RESUME_ENV, EventObserver, Events
+from engine.events import RESUME_ENV, EventObserver, Events, Observer
 from engine.lease import FOLDER, Lease
+from engine.run_folder import METHODS
 from engine.store import Store, absolute_root, storage_problem
 from engine.yaml_document import parse_yaml
 
@@ -102,6 +103,8 @@ def run_held(
                 from engine.job import execute
 
                 summaries.append(execute(config, store, runtime, observer.steps, method))
+                if config.output.report:
+                    report_at_end(store if method is None else store.sub(f"{METHODS}/{method}"), observer)
     except BaseException as error:
         record_end(events, error)
         raise
@@ -121,6 +124,22 @@ def hold(store: Store, lease_s: float, quiet: bool, take_over: bool) -> Lease:
     return Lease.acquire(
         store, lease_s, take_over=take_over, say=lambda text: None if quiet else print(text, file=sys.stderr)
     )
+
+
+def report_at_end(outputs: Store, observer: Observer) -> None:
+    """Writes the page about a finished run. Its rows are selected by then, so a page that fails is only told of."""
+    from engine.report.write import FOLDER as REPORT
+    from engine.report.write import write_report
+
+    started = time.monotonic()
+    observer.step_started(REPORT, None)
+    try:
+        rows = write_report(outputs, outputs.sub(REPORT), pictures=False)["examples"]
+    except Exception as error:  # whatever it is: the run is done, and `iterselect report` shows it in full
+        observer.note(f"no report: {error}; `iterselect report {outputs.root} --debug` says more")
+        return
+    observer.step_done(REPORT, rows, time.monotonic() - started, 0, reused=False)
+    observer.note(f"report: {outputs.path(f'{REPORT}/index.html')}")
 
 
 def record_end(events: Events, error: BaseException) -> None:

@@ -14,7 +14,7 @@ from engine.store import Store
 
 SMALL = [
     "data.part_rows=24", "budget=40", "recipe.clusters=8", "recipe.diverse_fraction=0.7", "recipe.max_rounds=3",
-    "recipe.inference_steps=3", "recipe.part_rows=16",
+    "recipe.inference_steps=3", "recipe.part_rows=16", "output.report=false",
 ]  # fmt: skip
 
 
