@@ -117,6 +117,7 @@ def run(
     methods: Annotated[str | None, typer.Option(help="Several on one pool: a,b,c, or all.")] = None,
     take_over: TakeOver = False,
     limit: Limit = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, as `plan`, and stop.")] = False,
 ) -> None:  # fmt: skip
     """Selects. The same command continues a run that was interrupted."""
     from engine.settings import load_config, load_methods
@@ -132,6 +133,10 @@ def run(
         if max_usd is not None:
             config = config.model_copy(update={"paid": config.paid.model_copy(update={"max_usd": max_usd})})
         configs[label] = config
+    if dry_run:
+        for config in configs.values():
+            show_plan(config, None, None, as_json)
+        return
     if not yes:
         confirm_cost(list(configs.values()))
     from engine.session import hold, run_methods, run_session
@@ -195,33 +200,48 @@ def plan(
     target: Annotated[str, typer.Argument(help="YAML file or recipe.")],
     rest: Annotated[list[str] | None, typer.Argument(help="Data paths and key.sub=value overrides.")] = None,
     nodes: Annotated[str | None, typer.Option(help="Nodes as COUNTxCPUS:GPUS:GB,...; default: this machine.")] = None,
+    limit: Limit = None,
+    like: Annotated[str | None, typer.Option(help="Finished run that seconds come from; default: out=.")] = None,
     as_json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Says what the paid calls of a run will cost and where its models go, before anything is started."""
-    from engine.paid.plan import estimate
-    from engine.paid.service import paid_backends
+    """Says what a run will do, take and cost, and where its models go, before anything is started."""
     from engine.settings import load_config
 
-    config = load_config(target, rest or [])
+    words = [*(rest or []), *([f"data.limit={limit}"] if limit is not None else [])]
+    show_plan(load_config(target, words), nodes, like, as_json)
+
+
+def show_plan(config: Any, nodes: str | None, like: str | None, as_json: bool) -> None:
+    """Prints the plan of a run: steps, seconds, memory, paid calls, placement."""
+    from engine.paid.plan import estimate
+    from engine.paid.service import paid_backends
+    from engine.plan_steps import describe as describe_steps
+    from engine.plan_steps import plan_steps
+
     found = estimate(config) if paid_backends(config) else {}
-    placed = placement(config, nodes) if config.runtime.mode == "ray" else []
+    placed, shards = placement(config, nodes) if config.runtime.mode == "ray" else ([], config.runtime.shards or 1)
+    steps = plan_steps(config, shards, like)
     if as_json:
-        found["placement"] = [one.facts() for one in placed]
-        print(json.dumps(found, indent=1))
-    elif found:
+        print(json.dumps({**found, "placement": [one.facts() for one in placed], "steps": steps}, indent=1))
+        return
+    console = Console()
+    for text in describe_steps(steps):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    if found:
         from engine.paid.plan_view import render
 
-        Console().print(render(found))
+        console.print(render(found))
     else:
         print("no generator or judge of this config makes paid calls")
-    if placed and not as_json:
+    if placed:
         from engine.placement import describe
 
         print("\n".join(["", f"where models go, on {nodes or 'this machine'}:", *describe(placed)]))
 
 
-def placement(config: Any, nodes: str | None) -> Any:
-    """Every phase of a run on nodes that are only described.
+def placement(config: Any, nodes: str | None) -> tuple[Any, int]:
+    """Every phase of a run on nodes that are only described, and how many members share the vectors.
 
     Raises:
         EnvironmentProblem: something does not fit.
@@ -233,7 +253,7 @@ def placement(config: Any, nodes: str | None) -> Any:
     cluster = parse_nodes(nodes) if nodes else [this_machine()]
     has = ClusterResources(tuple(NodeResources(n.cpus, n.gpus) for n in cluster), sum(n.memory_gb for n in cluster))
     sizes = size(has, config.runtime)
-    return place_run(config, cluster, sizes.workers, sizes.pass_cpus)
+    return place_run(config, cluster, sizes.workers, sizes.pass_cpus), sizes.shards
 
 
 @app.command()

@@ -28,6 +28,7 @@ from engine.handoff.folder import write_handoff
 from engine.models.vllm_stages import engine_facts
 from engine.outputs import write_outputs
 from engine.paid.service import PaidRun
+from engine.plan_run import machine
 from engine.pool import run_pool
 from engine.recipes import load_recipe
 from engine.recipes.base import Context, Selection
@@ -172,6 +173,7 @@ def run_record(
         "versions": {name: version for name in PACKAGES if (version := installed(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine(),
         "git": git_commit(),
         "driver_peak_rss_mb": round(peak_rss_mb(), 1),
         "summary": summary,

@@ -48,6 +48,15 @@ def this_machine() -> Node:
     return Node("this machine", float(cpus), len(list(gpus.iterdir())) if gpus.is_dir() else 0)
 
 
+def machine() -> dict[str, Any]:
+    """What kind of machine this is: processor, CPUs that this process may use, GPUs."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    here = this_machine()
+    return {"cpu": names[0] if names else os.uname().machine, "cpus": here.cpus, "gpus": here.gpus}
+
+
 def phases_of(config: RunConfig, workers: int, worker_cpus: float) -> list[Phase]:
     """The phases of a run that place something, in order.
 
