@@ -18,7 +18,7 @@ from rich.console import Console
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.cli_methods import compare, methods
 from engine.cli_report import report
-from engine.cli_runs import apply, explain
+from engine.cli_runs import apply, explain, export, status
 from engine.cli_submit import jobs_app, submit
 from engine.console import print_error
 from engine.errors import ConfigError, EnvironmentProblem, IterselectError
@@ -40,6 +40,8 @@ app.command()(methods)
 app.command()(compare)
 app.command()(explain)
 app.command()(apply)
+app.command()(status)
+app.command()(export)
 app.command()(submit)
 app.add_typer(jobs_app, name="jobs")
 app.command()(report)
@@ -359,37 +361,6 @@ def init(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     print(f"wrote {output}; next: iterselect run {output}")
-
-
-@app.command()
-def status(
-    out: Annotated[str, typer.Argument(help="Run folder.")], as_json: Json = False, debug: Debug = False
-) -> None:
-    """Says how far a run is."""
-    from engine.console import print_status
-    from engine.session import read_status
-
-    found = read_status(out)
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        print_status(found, Console())
-
-
-@app.command()
-def export(
-    out: Annotated[str, typer.Argument(help="Finished run folder.")],
-    to: Annotated[str, typer.Argument(help="New folder.")],
-    format: Annotated[str, typer.Option(help="source, messages, alpaca, sharegpt or prompt-completion.")] = "source",
-    container: Annotated[str, typer.Option(help="parquet, jsonl or jsonl.gz.")] = "parquet",
-    baseline: Annotated[str, typer.Option(help="Instead: random_same_rows or random_same_chars.")] = "selected",
-    debug: Debug = False,
-) -> None:
-    """Writes the selection of a finished run, or a random baseline of it, again in another format."""
-    from engine.outputs import export_selection
-
-    written = export_selection(out, to, format, container, baseline)
-    print(f"wrote {written} rows to {to}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Commands about a finished run: why a row is in or out, and what its selector says of new rows."""
+"""Commands about a run: how far it is, why a row is in or out, its selector on new rows, its rows in other formats."""
 
 from __future__ import annotations
 
@@ -54,3 +54,32 @@ def apply(
         print(json.dumps(summary, indent=1))
     else:
         print_summary(summary, Console())  # pyright: ignore[reportArgumentType]
+
+
+def status(
+    out: Annotated[str, typer.Argument(help="Run folder.")], as_json: Json = False, debug: Debug = False
+) -> None:
+    """Says how far a run is."""
+    from engine.console import print_status
+    from engine.session import read_status
+
+    found = read_status(out)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_status(found, Console())
+
+
+def export(
+    out: Annotated[str, typer.Argument(help="Finished run folder.")],
+    to: Annotated[str, typer.Argument(help="New folder.")],
+    format: Annotated[str, typer.Option(help="source, messages, alpaca, sharegpt or prompt-completion.")] = "source",
+    container: Annotated[str, typer.Option(help="parquet, jsonl or jsonl.gz.")] = "parquet",
+    baseline: Annotated[str, typer.Option(help="Instead: random_same_rows or random_same_chars.")] = "selected",
+    debug: Debug = False,
+) -> None:
+    """Writes the selection of a finished run, or a random baseline of it, again in another format."""
+    from engine.outputs import export_selection
+
+    written = export_selection(out, to, format, container, baseline)
+    print(f"wrote {written} rows to {to}")

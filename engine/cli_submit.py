@@ -66,7 +66,7 @@ def submit(
     if as_json:
         print(json.dumps({"submission": submission, "out": settings["out"]}))
     else:
-        print(f"iterselect jobs logs {submission} --address {server.address}")
+        print(f"iterselect jobs logs -f {submission} --address {server.address}")
     return 0
 
 

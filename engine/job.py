@@ -126,7 +126,7 @@ def summarize(
         "next_commands": [
             [
                 f"iterselect report {context.outputs.root}",
-                "a page about this run, with every chart as SVG and PNG",
+                "the page in report/ again, with every chart as SVG and PNG",
             ],
             [
                 f"iterselect export {context.outputs.root} NEW_FOLDER --format messages",

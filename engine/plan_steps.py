@@ -34,7 +34,7 @@ from engine.store import Store
 
 POOL_STEPS = ("ingest", PILOT)
 TILE_ROWS, HARD_BLOCK = 2048, 4096  # as in engine/algorithms: rows and hard vectors of one product
-MEMORY_FORMULA = "4ND/S + 33N/S + 2048(6D + 4K) + 24KD + min(H, 4096)(4D + 8192) bytes"
+MEMORY_FORMULA = "4ND/S + 33N/S + 2048(22D + 4K) + 24KD + min(H, 4096)(4D + 8192) bytes"
 
 
 class PlanningStore(CommittedStore):
@@ -60,20 +60,17 @@ class PlanningStore(CommittedStore):
         self._records[f"{folder}/step.json"] = record.to_json()
 
     def exists(self, relative: str) -> bool:
-        if relative in self._records or super().exists(relative):
-            return True
-        folder, _, file = relative.rpartition("/")
-        if file == "step.json" and plain(folder) in POOL_STEPS:
-            self.take_for_made(folder, [Part(0, "", self.rows, 0, 0.0, "")], self.rows)
-            return True
-        return False
+        return relative in self._records or super().exists(relative)
 
     def read_bytes(self, relative: str) -> bytes:
+        folder, _, file = relative.rpartition("/")
+        if file == "step.json" and plain(folder) in POOL_STEPS and not self.exists(relative):
+            self.take_for_made(folder, [Part(0, "", self.rows, 0, 0.0, "")], self.rows)
         if relative in self._records:
             return self._records[relative]
         data = super().read_bytes(relative)
-        if relative.endswith("/step.json"):
-            self.found[relative.removesuffix("/step.json")] = json.loads(data)["rows"]
+        if file == "step.json":
+            self.found[folder] = json.loads(data)["rows"]
         return data
 
 
@@ -216,7 +213,7 @@ def member_memory(config: RunConfig, rows: int, shards: int) -> dict[str, Any] |
 
 def member_bytes(rows: int, dim: int, clusters: int, hard: int) -> int:
     """MEMORY_FORMULA for one member of `rows` rows."""
-    once = TILE_ROWS * (6 * dim + 4 * clusters) + 24 * clusters * dim
+    once = TILE_ROWS * (22 * dim + 4 * clusters) + 24 * clusters * dim
     return rows * (4 * dim + 33) + once + min(hard, HARD_BLOCK) * (4 * dim + 4 * TILE_ROWS)
 
 

@@ -139,7 +139,6 @@ def report_at_end(outputs: Store, observer: Observer) -> None:
         observer.note(f"no report: {error}; `iterselect report {outputs.root} --debug` says more")
         return
     observer.step_done(REPORT, rows, time.monotonic() - started, 0, reused=False)
-    observer.note(f"report: {outputs.path(f'{REPORT}/index.html')}")
 
 
 def record_end(events: Events, error: BaseException) -> None:

@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import pyarrow as pa
 
+from engine.algorithms.hard_similarity import clip_similarity, update_best
 from engine.algorithms.kmeans import ArrayPoints, PartialSums, merge_samples, nearest_centroid
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.algorithms.sampling import cluster_quotas, smallest_per_group
-from engine.algorithms.similarity import Nearest, clip_similarity, merge_nearest, nearest_rows, update_best
+from engine.algorithms.similarity import Nearest, merge_nearest, nearest_rows
 from engine.artifacts import Step
 from engine.data.vectors import vectors_from_arrow, vectors_to_arrow
 from engine.runtime import Group, Resources, Runtime

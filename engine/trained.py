@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.algorithms.hard_similarity import clip_similarity, update_best
 from engine.algorithms.kmeans import nearest_centroid
-from engine.algorithms.similarity import Nearest, clip_similarity, merge_nearest, nearest_rows, update_best
+from engine.algorithms.similarity import Nearest, merge_nearest, nearest_rows
 from engine.artifacts import Step, take_rows
 from engine.config import RunConfig
 from engine.data.vectors import vectors_from_arrow

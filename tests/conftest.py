@@ -75,7 +75,8 @@ def ray_cluster() -> Iterator[Any]:
 
     if not ray.is_initialized():
         os.environ.pop("RAY_ADDRESS", None)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
+        # "local" said outright: else Ray joins whatever cluster runs on this machine
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
     yield connect
     ray.shutdown()
 

@@ -160,7 +160,8 @@ def test_a_killed_job_is_submitted_again_and_gives_the_bytes_of_an_undisturbed_r
     assert f"{submission[:-1]}2: succeeded" in second.stderr and "selected" in second.stdout
     assert outputs(tmp_path / "out") == reference
     events = [json.loads(line) for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
-    assert [e["reused"] for e in events if e["kind"] == "step_done" and e["step"] == "embed"] == [False, True]
+    reused = [e["reused"] for e in events if e["kind"] == "step_done" and e["step"] == "embed"]
+    assert reused[-1]  # the second attempt found it done; whether the first lived to say so is chance
     third = head.iterselect("submit", *words, cwd=tmp_path)
     assert third.returncode == 2 and "E274" in third.stderr
 

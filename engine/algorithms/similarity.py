@@ -1,18 +1,11 @@
-"""Inner products with a growing set of vectors: similarity to the hard set, and nearest rows.
-
-R(i) of IterSelectTune (arXiv 2410.13464) is the largest cosine similarity of row i to the hard set D^H, row i itself
-excluded. The vectors are unit-norm float16, so cosine is the inner product, taken in float32. A maximum is idempotent,
-commutative and associative: updating against only the newly added vectors, twice or in any order, gives the same
-numbers as one pass over all of them.
+"""Inner products in float32 tiles, and the rows nearest to queries.
 
 The float32 rounding of a matrix product can change with its shape, and in narrow ones with the place of a row. Every
-product here has a fixed number of pool rows (the last tile is padded with zeros) and a multiple of 16 columns, so the
-numbers do not depend on how rows are ordered or sharded; those of FAISS's flat index do, on processors on which its
-BLAS rounds the last rows of a block otherwise. The file knows nothing of files, models or rounds, and never holds an
-N x H matrix.
+product here has a fixed number of pool rows (the last tile is padded with zeros), so the numbers do not depend on how
+rows are sharded. The file knows nothing of files, models or rounds.
 """
 
-# Shape letters: N rows of the shard, D dimensions, H hard rows, Q queries, T rows of one tile, B queries of one block,
+# Shape letters: N rows of the shard, D dimensions, Q queries, T rows of one tile, B queries of one block,
 # M rows picked, k neighbours.
 
 from __future__ import annotations
@@ -22,14 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engine.errors import DataError, StepError
+from engine.errors import DataError
 
 if TYPE_CHECKING:
     import torch
 
 TILE_ROWS = 2048  # rows of every product: large enough for full BLAS speed, 8 MB of scores at 1,024 columns
-HARD_BLOCK = 4096  # hard vectors held in float32 at a time; 34 MB of scores
-WIDTH_STEP = 16  # in products of other widths the rounding depends on the place of a row on some processors
 QUERY_BLOCK = 256
 ONE_F16 = 0x3C00  # the bits of float16 1.0; NaN, infinities and larger numbers all have larger magnitude bits
 
@@ -83,71 +74,6 @@ def float32_tiles(
         half_np[stop - start :] = 0
         tile_TD.copy_(half_TD)
         yield start, stop, tile_TD
-
-
-def max_similarity(x_ND: np.ndarray, rows_N: np.ndarray, hard_HD: np.ndarray, hard_rows_H: np.ndarray) -> np.ndarray:
-    """Largest inner product of each row with the hard vectors, itself excluded by row number.
-
-    An identical vector under another row number does count. 2*N*H*D operations; memory is one tile, one block of hard
-    vectors and their scores.
-
-    Args:
-        x_ND: (N, D) float16 unit vectors.
-        rows_N: (N,) int64 row numbers.
-        hard_HD: (H, D) float16 unit vectors.
-        hard_rows_H: (H,) int64 row numbers; repeated rows count once.
-
-    Returns:
-        (N,) float32 in about [-1, 1]; -inf where no other hard row exists.
-
-    Raises:
-        DataError: vectors are not float16 in [-1, 1], or their dimensions differ.
-    """
-    check_vectors(x_ND)
-    check_vectors(hard_HD, "hard vectors")
-    if x_ND.shape[1] != hard_HD.shape[1]:
-        raise DataError(f"vectors have {x_ND.shape[1]} dimensions, hard vectors {hard_HD.shape[1]}", code="E443")
-    import torch
-
-    best_N = np.full(len(x_ND), -np.inf, dtype=np.float32)
-    hard_rows, first = np.unique(np.asarray(hard_rows_H, dtype=np.int64), return_index=True)
-    for start in range(0, len(hard_rows), HARD_BLOCK):
-        block_rows = hard_rows[start : start + HARD_BLOCK]
-        width = len(block_rows)
-        block_WD = np.zeros((width + -width % WIDTH_STEP, x_ND.shape[1]), np.float32)
-        block_WD[:width] = hard_HD[first[start : start + HARD_BLOCK]]
-        block = torch.from_numpy(block_WD)
-        for low, high, tile_TD in float32_tiles(x_ND):
-            scores_TW = torch.mm(tile_TD, block.T)[: high - low, :width]
-            at_T = np.minimum(np.searchsorted(block_rows, rows_N[low:high]), width - 1)
-            own_M = np.flatnonzero(block_rows[at_T] == rows_N[low:high])
-            scores_TW[own_M, at_T[own_M]] = -torch.inf
-            best_N[low:high] = np.maximum(best_N[low:high], scores_TW.max(dim=1).values.numpy())
-    return best_N
-
-
-def update_best(
-    best_N: np.ndarray, x_ND: np.ndarray, rows_N: np.ndarray, new_HD: np.ndarray, new_rows_H: np.ndarray
-) -> np.ndarray:
-    """`best_N` raised by the newly added hard vectors only; starts from `np.full(N, -inf, float32)`.
-
-    Applying the same vectors again changes nothing, so retries are harmless. Arguments and errors as `max_similarity`.
-
-    Returns:
-        (N,) float32, a new array.
-    """
-    return np.maximum(best_N, max_similarity(x_ND, rows_N, new_HD, new_rows_H))
-
-
-def clip_similarity(best_N: np.ndarray) -> np.ndarray:
-    """R in [0, 1], float32: negative similarity and "no hard row yet" (-inf) both become 0.
-
-    Raises:
-        StepError: a value is NaN.
-    """
-    if np.isnan(best_N).any():
-        raise StepError("similarity to the hard set holds NaN", where=f"position {np.isnan(best_N).argmax()}")
-    return np.clip(best_N, 0.0, 1.0).astype(np.float32)
 
 
 def nearest_rows(

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.algorithms.similarity import (
-    HARD_BLOCK,
-    clip_similarity,
-    max_similarity,
-    merge_nearest,
-    nearest_rows,
-    update_best,
-)
+from engine.algorithms.hard_similarity import HARD_BLOCK, clip_similarity, max_similarity, update_best
+from engine.algorithms.similarity import merge_nearest, nearest_rows
 from engine.errors import DataError, StepError
 
 # N rows, D dimensions, H hard rows, Q queries
@@ -90,6 +84,20 @@ def test_the_order_and_the_sharding_of_wide_vectors_leave_no_trace(num_hard: int
     pieces = np.array_split(rows_N, 4)
     parts = [max_similarity(x_ND[piece], piece, x_ND[hard], hard) for piece in pieces]
     assert np.array_equal(np.concatenate(parts), whole_N)
+
+
+def test_near_twins_are_told_apart_without_rounding() -> None:
+    """Ten vectors so near to a row that float32 cannot order them, some of them the row itself."""
+    base = unit_f16(40, 384, 5)
+    x_ND = np.repeat(base, 10, axis=0)
+    x_ND[np.arange(400), np.arange(400) % 384] += np.float16(2**-14) * (np.arange(400) % 7).astype(np.float16)
+    rows_N = np.arange(400)
+    exact_NN = np.rint(x_ND.astype(np.float64) @ x_ND.astype(np.float64).T * 2.0**32)
+    np.fill_diagonal(exact_NN, -np.inf)
+    expected_N = (exact_NN.max(axis=1) / 2.0**32).astype(np.float32)
+    assert np.array_equal(max_similarity(x_ND, rows_N, x_ND, rows_N), expected_N)
+    halves = max_similarity(x_ND[::2], rows_N[::2], x_ND[1::2], rows_N[1::2])  # rows that are not in the hard set
+    assert np.array_equal(halves, (exact_NN[::2, 1::2].max(axis=1) / 2.0**32).astype(np.float32))
 
 
 def test_one_hard_row_at_a_time(pool):
