@@ -64,7 +64,8 @@ def _raise_best(
     index = faiss.IndexFlatIP(dim)
     index.add(block_HD.astype(np.float32))
     for low, high, tile_TD in float32_tiles(x_ND):
-        found_TC, at_TC = (part[: high - low] for part in index.search(tile_TD.numpy(), CANDIDATES))
+        found_TC, at_TC = index.search(tile_TD.numpy(), CANDIDATES)
+        found_TC, at_TC = found_TC[: high - low], at_TC[: high - low]
         other_TC = (at_TC >= 0) & (block_rows[at_TC] != rows_N[low:high, None])
         exact_TD, best_T = x_ND[low:high].astype(np.float64), np.full(high - low, NONE)
         for at_T, other_T in zip(at_TC.T, other_TC.T, strict=True):
