@@ -8,6 +8,7 @@ costs the parts it held. A group is a set of plain classes, kept in actors that 
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,8 +37,11 @@ class PartMapper:
         self.worker, self.source, self.target = PartWorker(stage), source, target
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        part = self.worker.run(int(batch["part"][0]), self.source, self.target)
-        return {"index": [part.index], "rows": [part.rows]}
+        try:
+            part = self.worker.run(int(batch["part"][0]), self.source, self.target)
+        except (IterselectError, OSError) as error:  # Ray Data would pass on its text only
+            return {"index": [-1], "error": [pickle.dumps(error)]}
+        return {"index": [part.index], "error": [b""]}
 
 
 class Host:
@@ -202,6 +206,8 @@ class RayRuntime:
                 num_gpus=stage.resources.gpus or None,
             )
             for row in _iterate(mapped):
+                if row["error"]:
+                    raise pickle.loads(row["error"])
                 yield target.part(int(row["index"]))
 
         return run_pass(self.observer, source, target, run)
