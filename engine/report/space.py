@@ -41,7 +41,7 @@ def umap_plane(x_ID: np.ndarray, seed: int) -> np.ndarray:
         EnvironmentProblem: E378, umap-learn is not installed.
     """
     try:
-        import umap
+        import umap  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise EnvironmentProblem(
             "umap-learn is not installed", fix="pip install 'iterselect[umap]', or --map pca", code="E378"
