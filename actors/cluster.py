@@ -190,13 +190,18 @@ def resources() -> ClusterResources:
     )
 
 
-def spilled_bytes() -> int:
-    """Bytes that the object stores of all nodes have written to disk since the cluster started.
+def spilled_bytes() -> int | None:
+    """Bytes that the object stores of all nodes have written to disk since the cluster started; None: nobody answers.
 
-    Asked as Ray Data asks for its own statistics; there is no public call.
+    Asked as Ray Data asks for its own statistics; there is no public call, and it asks a node that may just be lost.
     """
+    from grpc import RpcError
+
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
-    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+    try:
+        return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+    except (RpcError, RuntimeError):
+        return None
 
 
 def code_hash() -> str:

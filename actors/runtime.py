@@ -259,9 +259,10 @@ class RayRuntime:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Nodes, CPUs and GPUs at the end of the run, and the bytes that object stores spilled since it began."""
+        """Nodes, CPUs, GPUs at the end of the run; bytes that object stores spilled since its start, None if unknown."""
         has = resources()
-        spilled = spilled_bytes() - self._spilled_before
+        before, after = self._spilled_before, spilled_bytes()
+        spilled = None if before is None or after is None else after - before
         return {"nodes": len(has.nodes), "cpus": has.cpus, "gpus": has.gpus, "spilled_bytes": spilled}
 
     def close(self) -> None:

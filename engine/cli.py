@@ -141,13 +141,14 @@ def run(
         return
     if not yes:
         confirm_cost(list(configs.values()))
-    from engine.session import hold, run_methods, run_session
+    from engine.session import check_out, hold, run_methods, run_session
 
     config = next(iter(configs.values()))
     if retry_failed:
         from engine.paid.service import retry_failed as mark
         from engine.store import Store
 
+        check_out(Store(config.out))
         with hold(Store(config.out), config.runtime.lease_s, quiet, take_over) as lease:
             marked = mark(lease.store)
         print(f"rows to retry in: {', '.join(marked) or 'none'}", file=sys.stderr)

@@ -29,7 +29,7 @@ def report(
     from engine.store import Store
 
     if map_by not in ("pca", "umap"):
-        raise ConfigError(f"unknown map {map_by!r}", fix="--map pca, or --map umap", code="E227")
+        raise ConfigError(f"unknown map {map_by!r}", fix="--map pca, or --map umap", code="E278")
     prices = Prices(usd_per_million_tokens, usd_per_gpu_hour, tokens_per_gpu_second, tokenizer)
     runs = runs_in(out)
     written: dict[str, Any] = {}

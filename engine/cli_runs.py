@@ -47,7 +47,7 @@ def apply(
 
     words = [*(rest or []), *([f"out={output}"] if output is not None else [])]
     if sum(word.startswith("out=") for word in words) != 1:
-        raise ConfigError("give the folder of the result once", fix="out=FOLDER or -o FOLDER")
+        raise ConfigError("where the result goes must be said once", fix="out=FOLDER or -o FOLDER", code="E280")
     config = load_apply(run, words, local)
     summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
     if as_json:

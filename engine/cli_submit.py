@@ -54,7 +54,9 @@ def submit(
     if shared:
         check_here(settings, next(iter(configs.values())))
     submission = next_id(settings, server.known(), fresh)
-    flags = {"--fresh": fresh, "--yes": yes, "--retry-failed": retry_failed}
+    if not yes and settings["paid"]["max_usd"] is None:
+        ask_first(list(configs.values()), shared)
+    flags = {"--fresh": fresh, "--yes": True, "--retry-failed": retry_failed}  # nobody can be asked in a job
     options = [flag for flag, given in flags.items() if given] + (["--methods", "all"] if methods is not None else [])
     metadata = {"iterselect_out": settings["out"], "iterselect_config": digest(settings)}
     with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +99,26 @@ def check_here(settings: dict[str, Any], config: Any) -> None:
     store = Store(settings["out"])
     check_out(store)
     check_inputs(store, config.model_copy(update={"data": data}))
+
+
+def ask_first(configs: list[Any], shared: bool) -> None:
+    """Asks here what a run would ask before it spends.
+
+    Raises:
+        ConfigError: E263, nobody can be asked, or what it costs cannot be known here.
+    """
+    from engine.cli import confirm_cost
+    from engine.paid.service import paid_backends
+
+    if shared:
+        confirm_cost(configs)
+    elif any(paid_backends(config) for config in configs):
+        raise ConfigError(
+            "what the calls of this run cost is not known here",
+            why="the input may not be visible from this machine",
+            fix="give a cap: --max-usd, or --yes",
+            code="E263",
+        )
 
 
 def follow(server: Any, submission: str, as_json: bool) -> int:

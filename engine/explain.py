@@ -42,8 +42,8 @@ def explain(out: str, wanted: str, neighbours: int = 5) -> dict[str, Any]:
     Returns:
         JSON-able. Always `status` ("selected", "left_out" or "rejected"), `file`, `line`, `reason`. A rejected row:
         `detail`, `snippet`. Others: `id`, `row`, `source`, `turns`, `prompt`, `response` (their starts), `rank` (from
-        0, None), `scores`, `cut` (see `place_of`, None without a score), `verdicts`, `neighbours` (None without a
-        hard set), `passes` (what else the run measured of it), `notes`.
+        0, None), `scores`, `standing` (see `standing_of`, None without a score), `verdicts`, `neighbours` (None without
+        a hard set), `passes` (what else the run measured of it), `notes`.
 
     Raises:
         DataError: E441, there is no finished run.
@@ -63,7 +63,7 @@ def explain(out: str, wanted: str, neighbours: int = 5) -> dict[str, Any]:
     facts |= {"prompt": snippet(texts[PROMPT]), "response": snippet(texts[RESPONSE])}
     facts["scores"] = {name: value for name, value in scores.items() if name not in RESERVED}
     column = summary.get("score")
-    facts["standing"] = standing_of(run, column, scores[column]) if column else None
+    facts["standing"] = standing_of(run, column, scores[column], cut_of(run)) if column else None
     facts["verdicts"] = verdicts_of(steps, row)
     facts["notes"] = notes_on(facts)
     facts["neighbours"], facts["passes"] = None, []
@@ -85,13 +85,18 @@ def part_row(run: Store, place: dict[str, Any]) -> dict[str, Any]:
     return table.slice(place["at"], 1).to_pylist()[0]
 
 
-def standing_of(run: Store, column: str, value: float | None) -> dict[str, Any]:
+def cut_of(run: Store) -> float | None:
+    """The score that rows had to reach, of a run that took all that did; None of one that took a number of rows."""
+    return run_steps(run, "selected")["selected"].settings.get("cut")
+
+
+def standing_of(run: Store, column: str, value: float | None, cut: float | None) -> dict[str, Any]:
     """Where a score stands in the pool.
 
     Returns:
         `column`; `of`, rows with a score; `place`, from 1, of this row from the top (ties share the best; None without
-        a score); `selected` and `left_out`: [lowest, highest] score, None where there is none; `cut`: the score of the
-        row at which the best by score would be as many as were selected.
+        a score); `selected` and `left_out`: [lowest, highest] score, None where there is none; `cut`: the given one, or
+        the score of the row at which the best by score would be as many as were selected.
     """
     scores, chosen = [], []
     for part in run.list("scores"):
@@ -113,7 +118,7 @@ def standing_of(run: Store, column: str, value: float | None) -> dict[str, Any]:
         "place": None if value is None else int((ranked > value).sum()) + 1,
         "selected": span(chosen_N),
         "left_out": span(~chosen_N),
-        "cut": float(ranked[taken - 1]) if taken else None,
+        "cut": cut if cut is not None else float(ranked[taken - 1]) if taken else None,
     }
 
 

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,12 +56,11 @@ def find_line(run: Store, file: str, line: int) -> dict[str, Any]:
         same = [name for name in names if name in (file, full) or name.endswith(f"/{file}")]
         inside = pc.and_(pc.is_in(table[FILE], pa.array(same, pa.large_string())), pc.equal(table[LINE], line))  # pyright: ignore
         found += places(part, table, np.flatnonzero(inside.to_numpy(zero_copy_only=False)))
-    with fsspec.open(run.path("rejected.jsonl"), "rb") as stream:
-        for text in stream:  # pyright: ignore[reportGeneralTypeIssues]
-            entry = json.loads(text)
-            files.add(entry["file"])
-            if entry["line"] == line and (entry["file"] in (file, full) or entry["file"].endswith(f"/{file}")):
-                found.append(entry)
+    for text in run.read_bytes("rejected.jsonl").splitlines():
+        entry = json.loads(text)
+        files.add(entry["file"])
+        if entry["line"] == line and (entry["file"] in (file, full) or entry["file"].endswith(f"/{file}")):
+            found.append(entry)
     if found:
         return only_one(found, f"{file}:{line}")
     known = any(name in (file, full) or name.endswith(f"/{file}") for name in files)

@@ -76,9 +76,10 @@ def execute(
     started_writing = time.monotonic()
     runtime.observer.step_started("write", rows)
     taken = selection.selected.require().rows
-    baselines = compare_with_baselines(dataclasses.replace(context, budget=taken), selection)
+    as_many = dataclasses.replace(context, budget=taken)  # baselines have as many rows as were selected
+    baselines = compare_with_baselines(as_many, selection)
     written = write_outputs(context, selection)
-    handoff = write_handoff(context, selection)
+    handoff = write_handoff(as_many, selection)
     write_card(context, selection, written["format"], baselines, handoff)
     runtime.observer.step_done("write", rows, time.monotonic() - started_writing, 0, reused=False)
     summary = summarize(context, selection, written, baselines, steps, time.monotonic() - started)

@@ -162,14 +162,21 @@ def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse
 
 
 def weak_classifier(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """A warning when the last classifier cannot tell hard from easy, "" otherwise."""
-    auc = metrics[-1]["val_auc"] if metrics else None
-    if auc is None or auc >= WEAK_AUC:
+    """A warning when the last classifier cannot tell hard from easy, or nobody knows, "" otherwise."""
+    if not metrics:
         return ""
-    rows = metrics[-1]["num_train"] + metrics[-1]["num_val"]
+    auc, more = metrics[-1]["val_auc"], "judge more rows (recipe.batch_size, recipe.diverse_fraction, max_rounds)"
+    judged, hard = (sum(entry[key] for entry in metrics) for key in ("judged", "hard"))
+    if auc is None:
+        return (
+            f"nobody can say whether the classifier tells hard from easy: of {judged} judged rows {hard} were hard, too "
+            f"few of one kind to hold some out; the selection is close to arbitrary; {more}"
+        )
+    if auc >= WEAK_AUC:
+        return ""
     return (
-        f"the classifier tells hard from easy hardly better than chance (validation AUC {auc:.2f}, {rows} labels): "
-        "the selection is mostly similarity; judge more rows (recipe.batch_size, recipe.diverse_fraction, max_rounds)"
+        f"the classifier tells hard from easy hardly better than chance (validation AUC {auc:.2f}, {judged} labels): "
+        f"the selection is mostly similarity; {more}"
     )
 
 

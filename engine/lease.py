@@ -116,7 +116,7 @@ class Lease:
                     continue  # no sign of life this time; what cannot be written now, the run itself will say
                 self.lost = error
                 if self._main:  # blocked in a call, perhaps for long
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 return
 
 

@@ -21,6 +21,7 @@ from engine.data.formats import Format, common_format
 from engine.data.shapes import encode, merge_shapes, shape_schema
 from engine.data.writers import jsonl_bytes, output_format, training_row
 from engine.errors import ConfigError, DataError
+from engine.lineage import read_manifest
 from engine.recipes.base import Context, Selection
 from engine.run_folder import run_steps
 from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TURNS
@@ -193,8 +194,7 @@ def export_selection(out: str, to: str, output: str, container: str, rows: str =
     if rows not in SETS:
         raise ConfigError(f"unknown baseline {rows!r}", fix=f"use one of {', '.join(SETS[1:])}", code="E235")
     run, target = Store(out), Store(to)
-    if not run.exists("run.json"):
-        raise DataError(f"{out} holds no finished run", fix="finish it with `iterselect run`", code="E441")
+    read_manifest(run)
     if target.list():
         raise ConfigError(f"{to} is not empty", fix="choose a new folder", code="E241")
     steps = run_steps(run, "ingest", rows)

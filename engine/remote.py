@@ -100,7 +100,8 @@ class RemoteFiles:
                 found = self.fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+        # an object whose name ends in "/" only stands for the folder itself
+        return sorted(name.rsplit("/", 1)[-1] for name in found if not name.endswith("/"))
 
     def write(self, path: str, data: bytes) -> None:
         with told(path):

@@ -100,7 +100,8 @@ def sources(context: Context) -> list[tuple[str, int, str]]:
     """
     name = f"{context.pool.folder}/digests.json"
     if not context.store.exists(name):
-        found = [(path, size, digest(path, tag)) for path, size, tag in context.pool.settings["files"]]
+        # what follows "?" in a URI may be a signature
+        found = [(path.split("?")[0], size, digest(path, tag)) for path, size, tag in context.pool.settings["files"]]
         context.store.write_bytes(name, (json.dumps(found, indent=1) + "\n").encode())
     return [tuple(one) for one in json.loads(context.store.read_bytes(name))]
 

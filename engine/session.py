@@ -68,7 +68,9 @@ def run_each(
         check_paid(config)
     with hold(folder, first.runtime.lease_s, quiet, take_over) as lease:
         if fresh:
-            put_aside(lease.store)
+            aside = put_aside(lease.store)
+            if aside and not quiet:
+                print(f"the earlier run is kept in {aside}", file=sys.stderr)
         try:
             return run_held(configs, lease.store, quiet, make_runtime)
         except BaseException as error:
@@ -164,18 +166,23 @@ def as_problem(error: BaseException) -> BaseException:
     return problem
 
 
-def put_aside(store: Store) -> None:
-    """Moves what a run folder holds but for its ledger and its lease; nothing is ever deleted."""
+def put_aside(store: Store) -> str:
+    """Moves what a run folder holds but for its ledger and its lease; nothing is ever deleted.
+
+    Returns:
+        where it is now, "" when there was nothing.
+    """
     if not store.is_local:
-        raise ConfigError("--fresh needs a local run folder", fix=f"choose another out= than {store.root}")
+        raise ConfigError("--fresh needs a local run folder", fix=f"choose another out= than {store.root}", code="E281")
     kept = (FOLDER, "ledger")  # paid calls stay in use: to start over is no reason to pay again
     names = [name for name in store.list() if name not in kept]
     if not names:
-        return
+        return ""
     aside = f"{store.root}.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%f')}.old"
     os.mkdir(aside)
     for name in sorted(names, key=lambda name: name == "status.json"):  # the last: by it a folder is known as a run
         os.rename(store.path(name), f"{aside}/{name}")
+    return aside
 
 
 def check_out(store: Store) -> None:

@@ -12,11 +12,14 @@ from pydantic import BaseModel, Field, create_model
 from engine.config import RunConfig
 from engine.config_endpoint import OpenAIJudgeConfig
 from engine.config_loader import validate
+from engine.data.inputs import COMPRESSIONS, KINDS
 from engine.errors import ConfigError
 from engine.recipes import RECIPES, load_recipe
 from engine.yaml_document import Document, apply_overrides, load_yaml, parse_yaml, shortened
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
+
+DATA = tuple(ending for ending in KINDS if ending != ".json")  # JSON is YAML as well
 
 
 def run_config_model(recipe: str) -> type[RunConfig]:
@@ -140,6 +143,9 @@ def start_document(target: str) -> Document:
         return Document({"out": "runs/methods"}, "command line")
     if target in RECIPES:
         return parse_yaml(f"recipe: {{name: {target}}}\nout: runs/{target}\n", f"preset {target}")
+    if target.endswith((*DATA, *COMPRESSIONS)):
+        fix = f"name a recipe first, such as: iterselect run iterselect {target}"
+        raise ConfigError(f"{target} is data, not a config", fix=fix, code="E279")
     if not Path(target).exists() and not target.endswith((".yaml", ".yml")):
         load_recipe(target)  # raises, naming the nearest recipe
     return load_yaml(target)

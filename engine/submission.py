@@ -32,7 +32,7 @@ PACKAGES = ("engine", "actors")
 CONFIG_FILE = "config.yaml"
 EXECUTION = ("out", "runtime", "paid")  # settings that do not make another run of it
 ACTIVE = ("PENDING", "RUNNING")
-LOCAL_FILES = ("file", "ledger", "model", "prompt", "prompts")  # settings that may be a path
+LOCAL_FILES = ("file", "ledger", "model", "prompt", "prompts", "run")  # settings that may be a path
 
 
 @dataclass(frozen=True)

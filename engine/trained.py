@@ -22,7 +22,7 @@ from engine.algorithms.similarity import Nearest, merge_nearest, nearest_rows
 from engine.artifacts import Step, take_rows
 from engine.config import RunConfig
 from engine.data.vectors import vectors_from_arrow
-from engine.errors import ConfigError
+from engine.errors import ConfigError, DataError
 from engine.labelling import LoopConfig
 from engine.lineage import read_manifest, steps_of
 from engine.recipes.iterselect import load_centroids
@@ -208,6 +208,8 @@ class PoolScores:
         f = self.columns["score"]
         f = f[np.isfinite(f)]
         at = min(self.selected, len(f))
+        if not at:
+            raise DataError("the run has no row with a score to cut at", fix="apply with budget=", code="E473")
         return float(np.partition(f, len(f) - at)[len(f) - at])
 
     def scale(self, similarity: str) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from engine.algorithms.greedy_rules import NO_WORD, Rule
 if TYPE_CHECKING:
     import torch
 
-CHECKED_ROWS = 65_536  # of a shard, checked at a time: with 256 picks their similarities take 128 MiB
+CHECKED_ROWS = 65_536  # of a shard, checked at a time: with 64 picks their similarities take 32 MiB
 LEAST_GUESSES = 16
 FIRST_COLUMNS = 32
 LEAST = int(np.iinfo(np.int64).min)

@@ -134,7 +134,7 @@ def iterative_inference(
     previous, turn = labelled.fingerprint, 0
     centroids_KD = load_centroids(diverse, index.dim())
     while (missing := context.budget - sum(len(rows) for rows, _ in chosen)) > 0 and (left := index.count()) > 0:
-        picked = context.step(f"inference/{turn:03d}", {**settings, "turn": turn}, [previous])
+        picked = context.step(f"inference/{turn:03d}", {**settings, "turn": turn}, [previous], version=2)
         if not context.reused(picked):
             context.runtime.observer.step_started(picked.name, left)
             table = inference_turn(context, config, index, scores, centroids_KD, min(batch, missing), left, turn)
@@ -204,7 +204,7 @@ def f_scores(config: Config, index: PoolIndex, rows: Rows) -> np.ndarray:
 def save_selection(
     context: Context, chosen: list[tuple[np.ndarray, np.ndarray]], settings: dict[str, Any], inputs: list[str]
 ) -> Step:
-    target = context.step("selected", settings, inputs)
+    target = context.step("selected", settings, inputs, version=2)
     if target.record() is None:
         rows = np.concatenate([rows for rows, _ in chosen])
         reasons = np.concatenate([reasons.astype(object) for _, reasons in chosen])
@@ -224,9 +224,9 @@ def write_pool_scores(
     selected: Step,
 ) -> Step:
     """M, R, F and cluster of every row of the pool, parallel to its parts. R is to the final D^H."""
-    target = context.step(
-        "scores", {"alpha": config.alpha, "similarity": config.similarity}, [diverse.fingerprint, selected.fingerprint]
-    )
+    settings = {"alpha": config.alpha, "similarity": config.similarity}
+    inputs = [diverse.fingerprint, selected.fingerprint]
+    target = context.step("scores", settings, inputs, version=2)
     if not context.reused(target):
         started = time.monotonic()
         context.runtime.observer.step_started("scores", context.pool_rows)

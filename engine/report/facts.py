@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.artifacts import Step
 from engine.compare.measures import spearman
-from engine.labelling import WEAK_AUC
+from engine.labelling import weak_classifier
 from engine.report import judged, shares
 from engine.report.collect import CHARS, Collected, numbers_of
 from engine.report.savings import Prices, chars_per_token, savings, selection_cost
@@ -96,8 +96,8 @@ def notices(facts: Mapping[str, Any]) -> list[str]:
             f"The source's name alone tells hard from easy as well as the classifier does "
             f"(AUC {learned['source_auc']:.2f} against {learned['auc']:.2f} on {learned['held_out']:,} held-out rows)."
         )
-    if facts["rounds"] and (auc := facts["rounds"][-1].get("val_auc")) is not None and auc < WEAK_AUC:
-        said.append(f"The last classifier tells hard from easy hardly better than chance (validation AUC {auc:.2f}).")
+    if warning := weak_classifier(facts["rounds"] or []):
+        said.append(f"{warning[0].upper()}{warning[1:]}.")
     lengths = score["spearman"] if score else {}
     for name, label in (("response_chars", "response"), ("prompt_chars", "prompt")):
         if abs(lengths.get(name) or 0.0) >= TASTE:

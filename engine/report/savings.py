@@ -28,7 +28,7 @@ class Prices:
         tokenizer: folder or name of a Hugging Face tokenizer.
 
     Raises:
-        ConfigError: E226, two prices, or half of one.
+        ConfigError: E277, two prices, or half of one.
     """
 
     usd_per_million_tokens: float | None = None
@@ -44,7 +44,7 @@ class Prices:
             raise ConfigError(
                 "the price of training is stated in one of two ways",
                 fix="give --usd-per-million-tokens, or both --usd-per-gpu-hour and --tokens-per-gpu-second",
-                code="E226",
+                code="E277",
             )
 
     @property

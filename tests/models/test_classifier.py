@@ -127,12 +127,14 @@ def test_score_of_a_row_ignores_split_order_and_threads(trained):
 
 def test_save_and_load_give_the_trained_model(tiny, tmp_path):
     texts, hard_N, words_N = planted(60)
-    metrics = train_finetune(texts, hard_N, words_N, quick(tiny, epochs=1), 0, tmp_path)
-    scorer = Scorer(str(tmp_path), 40, metrics["precision"])
-    again = Scorer(str(fetch_directory(f"file://{tmp_path}", tmp_path / "copy")), 40, metrics["precision"])
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    metrics = train_finetune(texts, hard_N, words_N, quick(tiny, epochs=1), 0, saved)
+    scorer = Scorer(str(saved), 40, metrics["precision"])
+    again = Scorer(str(fetch_directory(f"file://{saved}", tmp_path / "copy")), 40, metrics["precision"])
     tokens = scorer.tokenize(texts)
     assert scorer.logits(tokens).tobytes() == again.logits(tokens).tobytes()
-    assert scores(tmp_path, texts).tobytes() == scores(f"file://{tmp_path}", texts).tobytes()
+    assert scores(saved, texts).tobytes() == scores(f"file://{saved}", texts).tobytes()
 
 
 def test_stops_early_and_keeps_the_best_epoch(tiny, tmp_path):
