@@ -259,7 +259,7 @@ class RayRuntime:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Nodes, CPUs, GPUs at the end of the run; bytes that object stores spilled since its start, None if unknown."""
+        """Nodes, CPUs, GPUs at the end of the run; bytes that object stores spilled since it began, None if unknown."""
         has = resources()
         before, after = self._spilled_before, spilled_bytes()
         spilled = None if before is None or after is None else after - before

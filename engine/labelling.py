@@ -169,8 +169,8 @@ def weak_classifier(metrics: Sequence[Mapping[str, Any]]) -> str:
     judged, hard = (sum(entry[key] for entry in metrics) for key in ("judged", "hard"))
     if auc is None:
         return (
-            f"nobody can say whether the classifier tells hard from easy: of {judged} judged rows {hard} were hard, too "
-            f"few of one kind to hold some out; the selection is close to arbitrary; {more}"
+            f"nobody can say whether the classifier tells hard from easy: {hard} of {judged} judged rows were hard, "
+            f"too few of one kind to hold some out; the selection is close to arbitrary; {more}"
         )
     if auc >= WEAK_AUC:
         return ""
