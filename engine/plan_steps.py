@@ -18,7 +18,7 @@ from typing import Any
 from engine.artifacts import Part, Source, Step, StepRecord
 from engine.config import RunConfig, budget_rows
 from engine.data.inputs import resolve_inputs
-from engine.errors import StepError, TooManyFailures
+from engine.errors import EnvironmentProblem, StepError, TooManyFailures
 from engine.labelling import LoopConfig
 from engine.lineage import steps_of
 from engine.models.encoder import resolve_model
@@ -99,7 +99,8 @@ def plan_steps(config: RunConfig, shards: int, like: str | None = None) -> dict[
     Returns:
         `rows`; `reuse`: names of complete steps; `run`: per step that is known to be missing `step`, `rows`, `seconds`
         (None: not known); `then`: names of what comes after; `seconds` of `run` together (None when one is not known)
-        and `seconds_from`: the run they come from or why there is none; `memory`, see `member_memory`.
+        and `seconds_from`: the run they come from or why there is none; `memory`, see `member_memory`; `missing`: what
+        this machine lacks, so that nothing is known of what comes after, or "".
 
     Raises:
         DataError, ConfigError, EnvironmentProblem: as the run would.
@@ -108,13 +109,17 @@ def plan_steps(config: RunConfig, shards: int, like: str | None = None) -> dict[
     rows = frozen.require().rows if frozen is not None else draw_sample(config, None, frozenset()).rows
     store = PlanningStore(config.out, rows)
     budget_rows(config.budget, rows)
-    walk(config, store)
+    missing = walk(config, store)
     finished = finished_steps(config, frozen)
     rates, source = measured(config, like or config.out)
     steps = [
         {"step": name, "rows": count, "seconds": None if name not in rates else round(rates[name] * count, 1)}
         for name, count in ((plain(folder), count) for folder, count in store.made.items())
     ]
+    try:
+        memory = member_memory(config, rows, shards)
+    except EnvironmentProblem:  # no encoder: `missing` says so
+        memory = None
     reuse = finished or [plain(folder) for folder in store.found]
     seconds = [step["seconds"] for step in steps]
     known = all(one is not None for one in seconds)
@@ -125,20 +130,28 @@ def plan_steps(config: RunConfig, shards: int, like: str | None = None) -> dict[
         "then": ["write"] if finished else later(config, {*reuse, *(step["step"] for step in steps)}),
         "seconds": round(sum(seconds), 1) if known else None,
         "seconds_from": source,
-        "memory": member_memory(config, rows, shards),
+        "memory": memory,
+        "missing": missing,
     }
 
 
-def walk(config: RunConfig, store: PlanningStore) -> None:
-    """Goes through the recipe until something would have to be read that is not there."""
+def walk(config: RunConfig, store: PlanningStore) -> str:
+    """Goes through the recipe until something would have to be read that is not there.
+
+    Returns:
+        what this machine lacks to go on, such as a model; "" otherwise.
+    """
     runtime = PlanningRuntime(store)
     try:
         pool = run_pool(config, store, runtime, resolve_inputs(config.data.path))
         paid = PaidRun(store, runtime, config.paid)
         budget = budget_rows(config.budget, pool.require().rows)
         load_recipe(config.recipe.name).module.select(Context(config, store, pool, runtime, budget, paid, store))
+    except EnvironmentProblem as error:
+        return f"{error.what} [{error.code}]"
     except (NotThere, StepError, TooManyFailures, FileNotFoundError):
-        return
+        return ""
+    return ""
 
 
 def plain(folder: str) -> str:
@@ -227,6 +240,8 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"{'run' if not number else '':<8} {step['step']}: {step['rows']:,} rows, {seconds}")
     lines.append(f"then     {', '.join(plan['then']) or 'nothing'}")
     lines.append(f"seconds  {unknown if plan['seconds'] is None else plan['seconds']} ({plan['seconds_from']})")
+    if plan["missing"]:
+        lines.append(f"missing  {plan['missing']}: what comes after is not known")
     if memory := plan["memory"]:
         lines.append(
             f"memory   {memory['megabytes']:,.1f} MB for each of {memory['members']} members = {memory['formula']}, "
