@@ -153,6 +153,8 @@ class EventObserver:
         self._rows: dict[str, tuple[int, int | None]] = {}  # step -> (done, total)
         self._spent: Mapping[str, Any] = {}
         self._used: dict[str, Counter[str]] = {}
+        for counter in (FINISHED, READS):  # what was read before is not this run's
+            counter.take()
 
     def step_started(self, name: str, total_rows: int | None) -> None:
         with self._lock:

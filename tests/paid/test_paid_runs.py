@@ -54,6 +54,7 @@ def test_a_run_accounts_for_every_call(small_pool: Path, server: FakeServer, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_local_and_ray_pay_for_the_same_calls_and_select_the_same(
     small_pool: Path, server: FakeServer, tmp_path: Path, ray_cluster: Any
 ) -> None:

@@ -224,6 +224,7 @@ def test_any_order_and_split_and_a_second_run_make_no_new_call(
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("name", "more"), [("instag", {}), ("selectllm", {"region_rows": 6})])
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     pool: Path, tmp_path: Path, server: FakeServer, ray_cluster: Any, name: str, more: dict[str, Any]
 ) -> None:

@@ -211,6 +211,7 @@ def test_order_of_rows_parts_and_shards_do_not_matter(pool: Path, tmp_path: Path
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(pool: Path, tmp_path: Path, ray_cluster: Any) -> None:
     run_local(config_for(pool, tmp_path / "a", *EVERYTHING), Recorder())
     run_ray(config_for(pool, tmp_path / "b", *EVERYTHING), Recorder(), workers=2, shards=3)

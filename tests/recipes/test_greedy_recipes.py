@@ -205,6 +205,7 @@ def test_permuted_input_selects_the_same_ids(
 
 @pytest.mark.ray
 @pytest.mark.parametrize("recipe", ["coreset", "dq cluster", "facility_location two rounds", "kcenter cluster"])
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     finished: dict[str, Path], small_pool: Path, tmp_path: Path, ray_cluster: Any, recipe: str
 ) -> None:

@@ -263,6 +263,7 @@ def test_order_of_rows_parts_and_shards_do_not_matter(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(finished: dict[str, Path], pool: Path, tmp_path: Path, ray_cluster: Any) -> None:
     run_ray(config_for("instructmining", pool, pool.parent, tmp_path / "out"), Recorder(), workers=2, shards=3)
     assert outputs(tmp_path / "out") == outputs(finished["instructmining"])

@@ -209,6 +209,7 @@ def test_order_of_rows_parts_and_shards_do_not_matter(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     finished: dict[str, Path], pool: Path, models: list[Path], tmp_path: Path, recorder: Any, ray_cluster: Any
 ) -> None:

@@ -196,6 +196,7 @@ def test_any_order_any_split_and_a_second_run_give_the_same(pool: Path, tmp_path
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(pool: Path, tmp_path: Path, ray_cluster: Any) -> None:
     recipe = compose({**PLAIN, "min_similarity": 0.9})
     run_local(config_for(pool, tmp_path / "local", recipe), Recorder())

@@ -289,6 +289,7 @@ def test_a_rerun_computes_nothing_again(finished: dict[str, Path], pool: Path) -
 
 @pytest.mark.ray
 @pytest.mark.parametrize("recipe", ["rds_plus", "mods"])
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     finished: dict[str, Path], pool: Path, tmp_path: Path, ray_cluster: Any, recipe: str
 ) -> None:

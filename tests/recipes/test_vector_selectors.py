@@ -165,6 +165,7 @@ EVERYTHING = [
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(small_pool: Path, embedded: Path, tmp_path: Path, ray_cluster: Any) -> None:
     out = run(small_pool, embedded, tmp_path / "local", *EVERYTHING)
     config = composed(small_pool, with_vectors(embedded, tmp_path / "ray"), *EVERYTHING)
