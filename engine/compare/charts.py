@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 CELL = 46  # pixels of one cell of a matrix
+PADDING = 12  # labels are measured in another font than they may be drawn in
 
 
 def overlap_chart(found: Mapping[str, Any]) -> Any:
@@ -40,7 +41,7 @@ def overlap_chart(found: Mapping[str, Any]) -> Any:
     )
     chance = f"two random selections: {100 * found['chance'][0][0]:.0f} %"
     title = altair.Title("Rows in common, % of the rows of either", subtitle=chance)
-    return (cells + labels).properties(width=CELL * len(names), height=CELL * len(names), title=title)
+    return (cells + labels).properties(width=CELL * len(names), height=CELL * len(names), title=title, padding=PADDING)
 
 
 def shift_chart(found: Mapping[str, Any]) -> Any:
@@ -68,11 +69,11 @@ def shift_chart(found: Mapping[str, Any]) -> Any:
         altair.Chart(altair.Data(values=rows))
         .mark_bar()
         .encode(
-            x=altair.X("bits:Q", title="divergence from the pool, bits"),
+            x=altair.X("bits:Q", title="bits"),
             y=altair.Y("method:N", sort=order, title=None),
-            column=altair.Column("of:N", title=None, sort=list(labels.values())),
+            column=altair.Column("of:N", title="divergence from the pool", sort=list(labels.values())),
         )
-        .properties(width=150, height=18 * len(order))
+        .properties(width=150, height=18 * len(order), padding=PADDING)
     )
 
 
