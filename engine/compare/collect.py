@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from engine.algorithms.baselines import balanced_draw, random_draw
 from engine.algorithms.ranking import top_rows
 from engine.errors import ConfigError, DataError
+from engine.lineage import steps_of
 from engine.run_folder import METHODS
 from engine.schema import ID, SOURCE, TURNS, id_words
 from engine.store import Store
@@ -113,13 +114,13 @@ def collect(stores: Sequence[Store]) -> tuple[Pool, list[Choice], list[str]]:
 
 
 def run_facts(store: Store, record: dict[str, Any]) -> dict[str, Any]:
-    """What a run was, and what it cost: seconds of this run's own steps, paid calls, USD."""
+    """What a run was, and what it cost: seconds of all steps it stands on, whoever made them, paid calls, USD."""
     summary = record["summary"]
     calls = summary.get("calls") or {}
     return {
         "out": store.root,
         "method": summary["recipe"],
-        "seconds": round(sum(step["seconds"] for step in summary["steps"]), 2),
+        "seconds": round(sum(step.require().seconds for step in steps_of(store)), 2),
         "calls": calls.get("calls", 0),
         "usd": calls.get("usd", 0.0),
     }
