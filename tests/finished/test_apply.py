@@ -116,7 +116,7 @@ def test_what_cannot_be_applied(finished: Finished, tmp_path: Path, capsys: Capt
         ([str(other), *new, out], 2, "no selector that stands on its own"),
         ([str(tmp_path), *new, out], 4, "E441"),
         ([str(finished.out), *new, f"out={finished.out}"], 2, "E227"),
-        ([str(finished.out), *new], 2, "give the folder of the result once"),
+        ([str(finished.out), *new], 2, "where the result goes must be said once"),
         ([str(finished.out), "--local", out], 2, "E229"),
         ([str(finished.out), *new, out, "encoder.max_tokens=32"], 2, "E228"),
         ([str(finished.out), *new, out, "budget=999"], 2, "E221"),
