@@ -13,7 +13,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -296,17 +296,19 @@ def take_rows(
     Returns:
         The I rows in the order asked for. Only the parts that hold them are read, one at a time.
     """
-    parts = step.require().parts
-    starts = np.cumsum([0, *[part.rows for part in parts]])
     wanted = None if columns is None else [ROW, *[name for name in columns if name != ROW]]
     order = np.argsort(rows_I, kind="stable")
-    pieces = []
-    for index in np.unique(np.searchsorted(starts, rows_I, side="right") - 1):
-        low, high = np.searchsorted(rows_I[order], [starts[index], starts[index + 1]])
-        picked = pa.array(rows_I[order][low:high] - starts[index])
-        pieces.append(prepare(step.read(int(index), wanted).take(picked)))
+    pieces = [prepare(table) for table in tables_of_rows(step, rows_I[order], wanted)]
     if not pieces:
         return step.read(0, wanted).slice(0, 0)
     back = np.empty(len(rows_I), dtype=np.int64)
     back[order] = np.arange(len(rows_I))
     return pa.concat_tables(pieces).combine_chunks().take(pa.array(back))
+
+
+def tables_of_rows(step: Step, rows_I: np.ndarray, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """As `take_rows` for ascending rows, one table for each part that holds some of them."""
+    starts = np.cumsum([0, *[part.rows for part in step.require().parts]])
+    for index in np.unique(np.searchsorted(starts, rows_I, side="right") - 1):
+        low, high = np.searchsorted(rows_I, [starts[index], starts[index + 1]])
+        yield step.read(int(index), columns).take(pa.array(rows_I[low:high] - starts[index]))

@@ -23,15 +23,15 @@ def report(
     as_json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Writes a page about a finished run: what it chose, why, at what cost, and the rows themselves."""
-    from engine.report.collect import runs_in
     from engine.report.savings import Prices
     from engine.report.write import FOLDER, write_report
+    from engine.run_folder import finished_runs
     from engine.store import Store
 
     if map_by not in ("pca", "umap"):
         raise ConfigError(f"unknown map {map_by!r}", fix="--map pca, or --map umap", code="E278")
     prices = Prices(usd_per_million_tokens, usd_per_gpu_hour, tokens_per_gpu_second, tokenizer)
-    runs = runs_in(out)
+    runs = finished_runs(out)
     written: dict[str, Any] = {}
     for run in runs:
         target = run.sub(FOLDER)

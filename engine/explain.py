@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from engine.algorithms.ranking import nth_best
 from engine.artifacts import Step, take_rows
 from engine.composition import RESERVED
 from engine.data.vectors import vectors_from_arrow
 from engine.errors import DataError
 from engine.find_row import find_row
-from engine.lineage import read_manifest, steps_of
-from engine.run_folder import run_steps
+from engine.lineage import steps_of
+from engine.run_folder import read_manifest, run_steps
 from engine.schema import ANSWER, FILE, ID, LINE, PROMPT, RESPONSE, ROW, SOURCE, TURNS, VECTOR, id_words
 from engine.store import Store
 from engine.trained import HardSet, TrainedSelector, load_selector
@@ -105,8 +106,6 @@ def standing_of(run: Store, column: str, value: float | None, cut: float | None)
         chosen.append(table["selected"].to_numpy(zero_copy_only=False))
     score_N, chosen_N = np.concatenate(scores), np.concatenate(chosen)
     known_N = np.isfinite(score_N)
-    ranked = np.sort(score_N[known_N])[::-1]
-    taken = min(int(chosen_N.sum()), len(ranked))
 
     def span(inside_N: np.ndarray) -> list[float] | None:
         values = score_N[inside_N & known_N]
@@ -114,11 +113,11 @@ def standing_of(run: Store, column: str, value: float | None, cut: float | None)
 
     return {
         "column": column,
-        "of": len(ranked),
-        "place": None if value is None else int((ranked > value).sum()) + 1,
+        "of": int(known_N.sum()),
+        "place": None if value is None else int((score_N[known_N] > value).sum()) + 1,
         "selected": span(chosen_N),
         "left_out": span(~chosen_N),
-        "cut": cut if cut is not None else float(ranked[taken - 1]) if taken else None,
+        "cut": cut if cut is not None else nth_best(score_N, int(chosen_N.sum())),
     }
 
 

@@ -6,28 +6,11 @@ way back from the selection finds those of this run and no others. It knows noth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 from engine.artifacts import Step
-from engine.errors import DataError
-from engine.run_folder import METHODS, run_steps
+from engine.run_folder import run_steps
 from engine.store import Store
-
-
-def read_manifest(run: Store) -> dict[str, Any]:
-    """run.json of a finished run.
-
-    Raises:
-        DataError: E441, the folder holds no finished run, or one of several methods.
-    """
-    if run.exists("run.json"):
-        return json.loads(run.read_bytes("run.json"))
-    fix = "finish it with `iterselect run`"
-    if names := [name for name in run.list(METHODS) if run.exists(f"{METHODS}/{name}/run.json")]:
-        fix = "name one of its methods: " + ", ".join(f"{run.root}/{METHODS}/{name}" for name in names)
-    raise DataError(f"{run.root} holds no finished run", fix=fix, code="E441")
 
 
 def steps_of(run: Store) -> list[Step]:

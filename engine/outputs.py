@@ -15,15 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.artifacts import Step, parquet_bytes
+from engine.artifacts import Step, parquet_bytes, tables_of_rows
 from engine.baselines import SELECTED, SETS
 from engine.data.formats import Format, common_format
 from engine.data.shapes import encode, merge_shapes, shape_schema
 from engine.data.writers import jsonl_bytes, output_format, training_row
 from engine.errors import ConfigError, DataError
-from engine.lineage import read_manifest
 from engine.recipes.base import Context, Selection
-from engine.run_folder import run_steps
+from engine.run_folder import read_manifest, run_steps
 from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TURNS
 from engine.store import Store
 
@@ -47,20 +46,13 @@ class Chosen:
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
         """Training rows in pool order, those of one part at a time."""
-        for table in self._tables([ROW, ID, FILE, RECORD]):
+        for table in tables_of_rows(self.pool, self.rows, [ID, FILE, RECORD]):
             columns = (table[name].to_pylist() for name in (RECORD, FILE, ID))
             rows = [
                 training_row(record, self.formats[file], self.output, key)
                 for record, file, key in zip(*columns, strict=True)
             ]
             yield [self.convert(row) for row in rows] if self.convert else rows
-
-    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        for part in self.pool.require().parts:
-            table = self.pool.read(part.index, columns)
-            inside = np.isin(table[ROW].to_numpy(), self.rows)
-            if inside.any():
-                yield table.filter(pa.array(inside))
 
 
 def choose(pool: Step, selected: Step, wanted: str) -> Chosen:

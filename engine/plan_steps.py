@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.algorithms.hard_similarity import HARD_BLOCK
+from engine.algorithms.similarity import TILE_ROWS
 from engine.artifacts import Part, Source, Step, StepRecord
 from engine.config import RunConfig, budget_rows
 from engine.data.inputs import resolve_inputs
@@ -33,7 +35,6 @@ from engine.runtime import StageSpec
 from engine.store import Store
 
 POOL_STEPS = ("ingest", PILOT)
-TILE_ROWS, HARD_BLOCK = 2048, 4096  # as in engine/algorithms: rows and hard vectors of one product
 MEMORY_FORMULA = "4ND/S + 33N/S + 2048(22D + 4K) + 24KD + min(H, 4096)(4D + 8192) bytes"
 
 

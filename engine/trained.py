@@ -18,15 +18,16 @@ import pyarrow.parquet as pq
 
 from engine.algorithms.hard_similarity import clip_similarity, update_best
 from engine.algorithms.kmeans import nearest_centroid
+from engine.algorithms.ranking import nth_best
 from engine.algorithms.similarity import Nearest, merge_nearest, nearest_rows
 from engine.artifacts import Step, take_rows
 from engine.config import RunConfig
 from engine.data.vectors import vectors_from_arrow
 from engine.errors import ConfigError, DataError
 from engine.labelling import LoopConfig
-from engine.lineage import read_manifest, steps_of
+from engine.lineage import steps_of
 from engine.recipes.iterselect import load_centroids
-from engine.run_folder import run_steps
+from engine.run_folder import read_manifest, run_steps
 from engine.schema import HARD, ID, PROBABILITY, ROW, VECTOR, id_words
 from engine.settings import config_of
 from engine.shards import Rows, scored_columns
@@ -205,12 +206,10 @@ class PoolScores:
         With `one_shot` inference these are the run's selection. Iterative inference took its rows turn by turn, each
         turn by the F of its moment; the cut is where its last F, that of the final hard set, would have cut.
         """
-        f = self.columns["score"]
-        f = f[np.isfinite(f)]
-        at = min(self.selected, len(f))
-        if not at:
+        found = nth_best(self.columns["score"], self.selected)
+        if found is None:
             raise DataError("the run has no row with a score to cut at", fix="apply with budget=", code="E473")
-        return float(np.partition(f, len(f) - at)[len(f) - at])
+        return found
 
     def scale(self, similarity: str) -> tuple[float, float]:
         """The range of R that becomes [0, 1] in F."""

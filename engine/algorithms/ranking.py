@@ -14,6 +14,13 @@ import numpy as np
 from engine.errors import ConfigError, StepError
 
 
+def nth_best(scores_N: np.ndarray, num: int) -> float | None:
+    """The score that `num` rows reach, of those that have one (finite); the lowest when fewer have, None when none."""
+    known_M = scores_N[np.isfinite(scores_N)]
+    num = min(num, len(known_M))
+    return float(np.partition(known_M, len(known_M) - num)[len(known_M) - num]) if num else None
+
+
 def combine_scores(m_N: np.ndarray, r_N: np.ndarray, alpha: float) -> np.ndarray:
     """F = alpha * M + (1 - alpha) * R.
 

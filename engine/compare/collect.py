@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from engine.algorithms.baselines import balanced_draw, random_draw
 from engine.algorithms.ranking import top_rows
-from engine.errors import ConfigError, DataError
+from engine.errors import ConfigError
 from engine.lineage import steps_of
-from engine.run_folder import METHODS
+from engine.run_folder import METHODS, finished_runs
 from engine.schema import ID, SOURCE, TURNS, id_words
 from engine.store import Store
 
@@ -71,16 +71,7 @@ def find_runs(outs: Sequence[str]) -> list[Store]:
         DataError: E441, there is no finished run in a folder.
         ConfigError: E225, fewer than one run, or the same one twice.
     """
-    found: list[Store] = []
-    for out in outs:
-        store = Store(out)
-        names = [name for name in store.list(METHODS) if store.exists(f"{METHODS}/{name}/run.json")]
-        if store.exists("run.json"):
-            found.append(store)
-        elif names:
-            found += [store.sub(f"{METHODS}/{name}") for name in names]
-        else:
-            raise DataError(f"{out} holds no finished run", fix="finish it with `iterselect run`", code="E441")
+    found = [store for out in outs for store in finished_runs(out)]
     roots = [store.root for store in found]
     if not roots or len(set(roots)) < len(roots):
         raise ConfigError("give at least one run, and each run once", fix="iterselect compare OUT1 OUT2", code="E225")

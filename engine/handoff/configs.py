@@ -16,6 +16,14 @@ from engine.handoff.trainers import AXOLOTL, LLAMAFACTORY, TRL
 
 MODEL = "YOUR-MODEL"
 EPOCHS, LEARNING_RATE, BATCH, ACCUMULATE, MAX_TOKENS, WARMUP = 3, 1e-5, 1, 16, 2048, 10
+SCHEDULE = {  # in the words of transformers, which TRL and LLaMA-Factory pass on
+    "num_train_epochs": EPOCHS,
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": ACCUMULATE,
+    "learning_rate": LEARNING_RATE,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": WARMUP,
+}
 COMMANDS = {
     TRL: "trl sft --config {config}",
     LLAMAFACTORY: "llamafactory-cli train {config}",
@@ -63,6 +71,17 @@ def config_text(trainer: str, data: TrainingData, path: str) -> str:
     return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+def _kept(data: TrainingData) -> dict[str, Any]:
+    """Logs, checkpoints and seed, in the words of SCHEDULE."""
+    return {
+        "logging_steps": 10,
+        "save_strategy": "epoch",
+        "report_to": "none",
+        "seed": data.seed,
+        "output_dir": data.output,
+    }
+
+
 def _trl(data: TrainingData) -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {
         "model_name_or_path": MODEL,
@@ -81,17 +100,8 @@ def _trl(data: TrainingData) -> tuple[dict[str, Any], list[str]]:
         ]
     values |= {
         "max_length": MAX_TOKENS,
-        "num_train_epochs": EPOCHS,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATE,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": WARMUP,
-        "logging_steps": 10,
-        "save_strategy": "epoch",
-        "report_to": "none",
-        "seed": data.seed,
-        "output_dir": data.output,
+        **SCHEDULE,
+        **_kept(data),
     }
     return values, [*notes, "For LoRA add use_peft: true and raise learning_rate to 1.0e-4."]
 
@@ -106,18 +116,9 @@ def _llamafactory(data: TrainingData) -> tuple[dict[str, Any], list[str]]:
         "dataset_dir": ".",
         "dataset": data.entry,
         "cutoff_len": MAX_TOKENS,
-        "num_train_epochs": EPOCHS,
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATE,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": WARMUP,
+        **SCHEDULE,
         "bf16": True,
-        "logging_steps": 10,
-        "save_strategy": "epoch",
-        "report_to": "none",
-        "seed": data.seed,
-        "output_dir": data.output,
+        **_kept(data),
     }
     notes = [
         "template: null takes the chat template from the tokenizer; where LLaMA-Factory has one for your model",

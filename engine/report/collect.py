@@ -20,8 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.artifacts import Step
-from engine.errors import DataError
-from engine.run_folder import METHODS, run_steps
+from engine.run_folder import run_steps
 from engine.schema import FILE, HARD, ID, LINE, ROW, SOURCE, TURNS, id_words, seeded_hash
 from engine.store import Store
 
@@ -123,22 +122,6 @@ class Collected:
     @property
     def summary(self) -> dict[str, Any]:
         return self.record["summary"]
-
-
-def runs_in(out: str) -> list[Store]:
-    """The finished run of a folder, or those of its several methods.
-
-    Raises:
-        DataError: E441, there is none.
-    """
-    store = Store(out)
-    if store.exists("run.json"):
-        return [store]
-    found = [store.sub(f"{METHODS}/{name}") for name in store.list(METHODS)]
-    found = [run for run in found if run.exists("run.json")]
-    if not found:
-        raise DataError(f"{out} holds no finished run", fix="finish it with `iterselect run`", code="E441")
-    return found
 
 
 def collect(run: Store, sample_rows: int = SAMPLE_ROWS) -> Collected:

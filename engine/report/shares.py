@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.algorithms.ranking import nth_best
 from engine.compare.measures import decile_edges, divergence
 from engine.screen import line
 
@@ -110,13 +111,12 @@ def score_histogram(
     edges = even_edges(float(finite.min()), float(finite.max()))
     rest_N, known_S = pool_N[~inside_N & np.isfinite(pool_N)], selected_S[np.isfinite(selected_S)]
     scale = rows / len(pool_N), selected_rows / max(1, len(selected_S))
-    best = np.sort(pool_N[np.isfinite(pool_N)])[::-1]
-    place = min(len(best), max(1, round(len(pool_N) * selected_rows / rows)))
+    reached = max(1, round(len(pool_N) * selected_rows / rows))
     return {
         "edges": edges.tolist(),
         "selected": (np.histogram(known_S, edges)[0] * scale[1]).tolist(),
         "rest": (np.histogram(rest_N, edges)[0] * scale[0]).tolist(),
-        "cut": float(best[place - 1]),
+        "cut": nth_best(pool_N, reached),
     }
 
 
