@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.artifacts import Step, rows_digest
 from engine.errors import DataError
+from engine.expansion import expanded, twice_as_many
 from engine.paid.passes import PaidPass
 from engine.recipes.base import Context, Selection
 from engine.schema import ERROR, FILE, ID, LINE, ROW, SOURCE, TURNS, canonical_json
@@ -32,6 +33,8 @@ class Composition:
     Attributes:
         scores: by name; a derived score follows those it reads.
         select: at least one; the last leaves the budget, so it is one that leaves a number of rows.
+        facts: for the summary.
+        rewriting: a pass that makes a new row of each row of the pool first; scores and selectors see both.
 
     Raises:
         ValueError: a name is not a score, a number of rows is missing or without meaning, or a score waits for a
@@ -41,6 +44,7 @@ class Composition:
     scores: Mapping[str, Measured | Derived]
     select: Sequence[Selector]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    rewriting: PaidPass | None = None
 
     def __post_init__(self) -> None:
         known: list[str] = []
@@ -113,7 +117,8 @@ class Composition:
             measured |= set(stretch.scores)
             sizes = [selector.rows for selector in stretch.select if isinstance(selector, Sized) and selector.rows]
             most = min([size for size in sizes if size > 1] or sizes) if sizes else most
-        return list(found.values())
+        after = list(found.values())
+        return after if self.rewriting is None else [self.rewriting, *map(twice_as_many, after)]
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ def run_composition(context: Context, composition: Composition) -> Selection:
     Raises:
         DataError: E470, no row of the pool can be chosen.
     """
+    if composition.rewriting is not None:
+        context = expanded(context, composition.rewriting)
     measured: dict[str, Score] = {}
     narrowing: Narrowing | None = None
     stretches = composition.stretches()
@@ -197,7 +204,8 @@ def run_composition(context: Context, composition: Composition) -> Selection:
     selected = context.select_rows("selected", order_I, narrowing.chosen, {"rows": rows_digest(order_I)})
     last = composition.select[-1]
     score = last.by if isinstance(last, ByScore) else None
-    return Selection(selected, narrowing.scores, "not selected", narrowing.out_table(), composition.facts, score)
+    pool = None if composition.rewriting is None else context.pool
+    return Selection(selected, narrowing.scores, "not selected", narrowing.out_table(), composition.facts, score, pool)
 
 
 def no_row_left(narrowing: Narrowing, selector: Selector, scores: Step) -> DataError:

@@ -203,6 +203,11 @@ class OpenAITaggerConfig(AskingConfig):
     )
 
 
+class OpenAIRewriterConfig(AskingConfig):
+    prompt: str = Field(default="rewrite", description="Prompt: name, name/version, or the path of your own file")
+    max_tokens: int = Field(default=2048, ge=1, description="Longest reply, in tokens: a new task and its response")
+
+
 class OpenAITreeConfig(AskingConfig):
     prompt: str = Field(default="tree", description="Prompt: name, name/version, or the path of your own file")
     max_tokens: int = Field(default=2048, ge=1, description="Longest reply, in tokens; a tree that breaks off is none")

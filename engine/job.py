@@ -73,19 +73,21 @@ def execute(
         selection: Selection = recipe.module.select(context)
     finally:
         paid.close()
+    if selection.pool is not None:
+        context = dataclasses.replace(context, pool=selection.pool)
     started_writing = time.monotonic()
-    runtime.observer.step_started("write", rows)
+    runtime.observer.step_started("write", context.pool_rows)
     taken = selection.selected.require().rows
     as_many = dataclasses.replace(context, budget=taken)  # baselines have as many rows as were selected
     baselines = compare_with_baselines(as_many, selection)
     written = write_outputs(context, selection)
     handoff = write_handoff(as_many, selection)
     write_card(context, selection, written["format"], baselines, handoff)
-    runtime.observer.step_done("write", rows, time.monotonic() - started_writing, 0, reused=False)
+    runtime.observer.step_done("write", context.pool_rows, time.monotonic() - started_writing, 0, reused=False)
     summary = summarize(context, selection, written, baselines, steps, time.monotonic() - started)
     summary["calls"] = {name: round(value - paid_before.get(name, 0), 6) for name, value in paid.facts().items()}
     folders = {name: step.folder for name, step in context.made.items() if step.record() is not None}
-    folders |= {"ingest": pool.folder, **handoff.steps()}
+    folders |= {"ingest": context.pool.folder, **handoff.steps()}
     folders |= {"scores": selection.scores.folder} if selection.scores is not None else {}
     epoch = store.fence.epoch if store.fence else None  # of the driver, see engine.lease
     record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2, "epoch": epoch}

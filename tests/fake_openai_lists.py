@@ -1,4 +1,5 @@
-"""What the scripted server answers when it is asked for tags, a tree, or a choice: all from the words of the blocks.
+"""What the scripted server answers when it is asked for tags, a tree, a choice or a new example: all from the words of
+the blocks.
 
 A text with the word "mumble" gets no readable reply, one with "mutter" gets one when it is asked again.
 """
@@ -10,12 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-KINDS = {"query": "tags", "instruction": "tree", "instructions": "choice"}
+KINDS = {"query": "tags", "instruction": "tree", "instructions": "choice", "task": "rewrite"}
 QUALITY = re.compile(r"quality=(\d+)")
 
 
 def kind_of(fields: Mapping[str, Any]) -> str | None:
-    """Which of the three is asked for, None for anything else."""
+    """Which of the four is asked for, None for anything else."""
     return next((kind for name, kind in KINDS.items() if name in fields), None)
 
 
@@ -42,6 +43,12 @@ def choice_of(texts: list[str], count: int) -> list[int]:
     return [at + 1 for at in sorted(range(len(texts)), key=lambda at: (-points[at], at))[:count]]
 
 
+def example_of(text: str) -> dict[str, str]:
+    """The task with one more requirement, and a response that names its words."""
+    words = ", ".join(dict.fromkeys(re.findall(r"\w+", text)))
+    return {"instruction": f"{text.strip()} Give a second case.", "response": f"Both cases follow from: {words}."}
+
+
 def listed(fields: Mapping[str, Any], again: bool) -> str:
     """The reply; `again`: the request quotes a reply that could not be read."""
     kind = kind_of(fields)
@@ -51,6 +58,8 @@ def listed(fields: Mapping[str, Any], again: bool) -> str:
         return json.dumps({"ids": ids}) if kind == "choice" else "I would rather not say. {"
     if kind == "tags":
         return json.dumps({"tags": tags_of(fields["query"])})
+    if kind == "rewrite":
+        return json.dumps(example_of(fields["task"]))
     if kind == "tree":
         return json.dumps({"tree": tree_of(fields["instruction"])})
     texts = [one["text"] for one in fields["instructions"]]

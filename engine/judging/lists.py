@@ -1,4 +1,4 @@
-"""Reading a model's reply that is not one number or word: a list of tags, a list of numbers, a tree.
+"""Reading a model's reply that is not one number or word: a list of tags, a list of numbers, a tree, an example.
 
 As engine/judging/verdicts.py it never guesses: a reply that is not wholly what was asked for is None, and the caller
 asks again. JSON may stand alone, in a fence or in prose. It knows nothing of prompts or models.
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
+from engine.judging.reply_schemas import EXAMPLE_KEYS
 from engine.judging.verdicts import after_thinking
 
 LONGEST_TAG = 100  # characters
 _OPENING = re.compile(r"[\[{]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_tag(value: Any) -> bool:
     """A short line of storable text with something in it."""
     if not isinstance(value, str) or not 0 < len(value.strip()) <= len(value) <= LONGEST_TAG:
         return False
-    return value.isprintable() and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return value.isprintable() and not _LONE_SURROGATE.search(value)
 
 
 def parse_tags(text: str) -> list[str] | None:
@@ -66,6 +68,27 @@ def tree_nodes(text: str) -> int | None:
         waiting += children
         count += 1
     return count
+
+
+class Example(NamedTuple):
+    """A task and its response."""
+
+    instruction: str
+    response: str
+
+
+def parse_example(text: str) -> Example | None:
+    """The one example that a reply gives.
+
+    Form: {"instruction": "...", "response": "..."}. None when it has other keys, or one of the two is empty or no
+    storable text.
+    """
+    found = _said(text, "example")
+    if not isinstance(found, dict) or found.keys() != {*EXAMPLE_KEYS}:
+        return None
+    texts = [found[key].strip() if isinstance(found[key], str) else "" for key in EXAMPLE_KEYS]
+    sound = all(one and "\0" not in one and not _LONE_SURROGATE.search(one) for one in texts)
+    return Example(*texts) if sound else None
 
 
 def _said(text: str, key: str) -> Any:

@@ -37,6 +37,7 @@ FIELDS = {
     "tags": ("query",),
     "tree": ("instruction",),
     "choice": ("count", "instructions"),
+    "rewrite": ("task",),
 }
 PARSERS = {
     "pairwise": ("verdict", "score_pair"),
@@ -45,6 +46,7 @@ PARSERS = {
     "tags": ("tags",),
     "tree": ("tree",),
     "choice": ("ids",),
+    "rewrite": ("example",),
 }
 LABELS = (("A", "B", "tie"), ("A", "B"))
 SETTING = {  # what a parser needs beside the common keys
@@ -129,8 +131,8 @@ def render(prompt: Prompt, fields: Mapping[str, Any]) -> list[dict[str, str]]:
     Args:
         prompt: the prompt.
         fields: `FIELDS[prompt.kind]`: `conversation`, a list of {"role", "content"} up to the answer, and the answers;
-            `query` or `instruction`, a user message; `instructions`, a list of {"id", "text"}, and the `count` of
-            those to choose.
+            `query`, `instruction` or `task`, a user message; `instructions`, a list of {"id", "text"}, and the `count`
+            of those to choose.
 
     Raises:
         KeyError: a field is missing.

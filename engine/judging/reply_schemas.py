@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 YES_NO, OVERALL = ("yes", "no"), "overall"
+EXAMPLE_KEYS = ("instruction", "response")
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def reply_schema(
         return _object({name: {"type": "string", "enum": list(YES_NO)} for name in (*rules, OVERALL)})
     if parser in _LISTS:
         return _object({parser: {"type": "array", "items": {"type": _LISTS[parser]}}})
+    if parser == "example":
+        return _object({key: {"type": "string"} for key in EXAMPLE_KEYS})
     if parser == "tree":
         return {**_object({"tree": {"$ref": "#/$defs/node"}}), "$defs": {"node": _NODE}}
     return None

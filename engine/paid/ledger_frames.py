@@ -26,7 +26,7 @@ from engine.store import Store
 
 MAGIC, INDEX_MAGIC = b"ILG1", b"ILX1"
 # a place in it is kept in the file
-PURPOSES = ("answer", "judge", "canary", "rating", "check", "rules", "tags", "tree", "choice")
+PURPOSES = ("answer", "judge", "canary", "rating", "check", "rules", "tags", "tree", "choice", "rewrite")
 HEADER = struct.Struct("<4sBBH32s8sqIIII")
 HEADER_BYTES = HEADER.size
 NANO = 10**9  # money is whole nano-dollars in the file

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.config_endpoint import OpenAITaggerConfig, OpenAITreeConfig
+from engine.config_endpoint import AskingConfig, OpenAITaggerConfig, OpenAITreeConfig
 from engine.judging.defence import suspect
 from engine.judging.lists import parse_tags, tree_nodes
 from engine.judging.pairwise import COST_COLUMNS, cost_columns, together
@@ -110,7 +110,7 @@ def tagging_pass(config: OpenAITaggerConfig) -> PaidPass:
     Raises:
         ConfigError: E250 to E255, the prompt.
     """
-    return _query_pass(config, "tags", "query_tags", "tagger", OpenAITagger, (6, 40))
+    return query_pass(config, "tags", "query_tags", "tagger", OpenAITagger, config.turns, (6, 40))
 
 
 def tree_pass(config: OpenAITreeConfig) -> PaidPass:
@@ -119,17 +119,26 @@ def tree_pass(config: OpenAITreeConfig) -> PaidPass:
     Raises:
         ConfigError: E250 to E255, the prompt.
     """
-    return _query_pass(config, "tree", "trees", "parser", OpenAITrees, (20, 300))
+    return query_pass(config, "tree", "trees", "parser", OpenAITrees, config.turns, (20, 300))
 
 
-def _query_pass(
-    config: OpenAITaggerConfig | OpenAITreeConfig,
+def query_pass(
+    config: AskingConfig,
     kind: str,
     step: str,
     role: str,
     factory: type[QueryStage],
+    turns: str,
     reply_tokens: tuple[float, float],
 ) -> PaidPass:
+    """A pass that asks about user messages; the arguments are those of QueryStage and PaidPass.
+
+    Args:
+        kind: of prompt.
+
+    Raises:
+        ConfigError: E250 to E255, the prompt.
+    """
     prompt = load_prompt(config.prompt, kind)
     return PaidPass(
         step=step,
@@ -137,7 +146,7 @@ def _query_pass(
         factory=factory,
         config=config,
         asks=prompt_asks(config, prompt),
-        settings={"prompt": prompt, "suspects": config.suspects, "turns": config.turns},
+        settings={"prompt": prompt, "suspects": config.suspects, "turns": turns},
         identity={**identity_of(config), **judging_identity(prompt)},
         reply_tokens=reply_tokens,
     )

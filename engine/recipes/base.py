@@ -32,6 +32,7 @@ class Selection:
         default_reason: why every other row was left out.
         facts: JSON-able figures for the summary, such as `rounds` and `clusters`.
         score: column of `scores` that the selection ranks by, if there is one.
+        pool: what the rows are numbered in, where the recipe added rows to the run's pool; None: the run's pool.
     """
 
     selected: Step
@@ -40,6 +41,7 @@ class Selection:
     reasons: pa.Table | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     score: str | None = None
+    pool: Step | None = None
 
 
 @dataclass(frozen=True)

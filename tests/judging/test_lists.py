@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.judging.lists import parse_choice, parse_tags, tree_nodes
+from engine.judging.lists import parse_choice, parse_example, parse_tags, tree_nodes
 
 TREE = {"label": "write", "children": [{"label": "poem", "children": [{"label": "short"}]}, {"label": "sea"}]}
 
@@ -77,3 +77,28 @@ def test_what_is_no_tree_is_none(tree: object) -> None:
     assert tree_nodes(json.dumps(tree)) is None
     assert tree_nodes(f"{json.dumps(TREE)} {json.dumps({'label': 'x'})}") is None
     assert tree_nodes(json.dumps(TREE)) == 4
+
+
+EXAMPLE = '{"instruction": "Name two rivers.", "response": " Elbe, Oder "}'
+
+
+@pytest.mark.parametrize("text", [EXAMPLE, f"Here it is:\n```json\n{EXAMPLE}\n```", f"<think>{{}}</think>{EXAMPLE}"])
+def test_an_example_is_read(text: str) -> None:
+    assert parse_example(text) == ("Name two rivers.", "Elbe, Oder")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Name two rivers.",
+        '{"instruction": "Name two rivers."}',
+        '{"instruction": "Name two rivers.", "response": ""}',
+        '{"instruction": "Name two rivers.", "response": 3}',
+        '{"instruction": "a", "response": "b", "note": "c"}',
+        '{"instruction": "a", "response": "\\ud800"}',
+        '{"instruction": "a", "response": "b',
+        f'{EXAMPLE} or {{"instruction": "a", "response": "b"}}',
+    ],
+)
+def test_what_is_no_example_is_none(text: str) -> None:
+    assert parse_example(text) is None

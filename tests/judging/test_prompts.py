@@ -42,6 +42,7 @@ LISTED = {
     "tags": {"query": HOSTILE},
     "tree": {"instruction": HOSTILE},
     "choice": {"count": 2, "instructions": [{"id": 1, "text": HOSTILE}, {"id": 2, "text": "b"}, {"id": 3, "text": ""}]},
+    "rewrite": {"task": HOSTILE},
 }
 
 
