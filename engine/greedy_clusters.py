@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.algorithms.columns import columns_for
 from engine.algorithms.exact import ONE, vector_sum
 from engine.algorithms.facility import ArrayFacility, MergedFacility, Sampling, facility_location
 from engine.algorithms.greedy import ArrayGreedy, Each, MergedGreedy, Picks, greedy
@@ -51,7 +52,8 @@ class FacilityInCluster:
     sampling: Sampling | None
 
     def picks(self, cluster: ClusterRows, num: int) -> Iterator[Picks]:
-        shards = cluster.shards(ArrayFacility, vector_sum(cluster.x_ND))
+        columns = columns_for(len(cluster.rows_N))
+        shards = cluster.shards(ArrayFacility, vector_sum(cluster.x_ND), None, columns)
         return facility_location(MergedFacility(shards, cluster.each), num, sampling=self.sampling)
 
 

@@ -72,11 +72,11 @@ class GroupFacility:
         wanted = share(width, self.index.group.size)
         return Frontier.merge(self._call("facility_frontier", settled, wanted, picked, sampling))
 
-    def gains(self, x_BD: np.ndarray) -> np.ndarray:
-        return np.sum(self._call("facility_gains", x_BD), axis=0)
+    def gain(self, row: int, x_D: np.ndarray) -> int:
+        return sum(self._call("facility_gain", row, x_D))
 
-    def bounds(self, x_BD: np.ndarray) -> np.ndarray:
-        return np.sum(self._call("facility_bounds", x_BD), axis=0)
+    def bounds(self, rows_B: np.ndarray, x_BD: np.ndarray) -> np.ndarray:
+        return np.sum(self._call("facility_bounds", rows_B, x_BD), axis=0)
 
     def settle(self, rows_B: np.ndarray, bounds_B: np.ndarray, picked: int, exact: bool) -> None:
         self.settled.append((rows_B, bounds_B, picked, exact))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.algorithms.columns import columns_for
 from engine.algorithms.exact import ONE, check_units, largest_similarity, vector_sum
 from engine.algorithms.facility import ArrayFacility, MergedFacility, Sampling
 from engine.algorithms.greedy import ArrayGreedy, Frontier, MergedGreedy, Picks
@@ -106,8 +107,9 @@ class GreedyShard(PoolShard):
             free_N = np.ones(len(self.rows_N), dtype=bool)
             if around.candidates is not None:
                 free_N = np.isin(self.rows_N, around.candidates.read_all([ROW])[ROW].to_numpy())
+            columns = columns_for(len(self.rows_N))
             pieces = [
-                ArrayFacility(self.x_ND[at], self.rows_N[at], self.words_N[at], around.total_D, free_N[at])
+                ArrayFacility(self.x_ND[at], self.rows_N[at], self.words_N[at], around.total_D, free_N[at], columns)
                 for at in self.cut
             ]
             return MergedFacility(pieces, each_piece)
@@ -141,11 +143,11 @@ class GreedyShard(PoolShard):
     ) -> Frontier:
         return self._facility(around, picks, settled).frontier(width, picked, sampling)
 
-    def facility_gains(self, around: Around, picks: PicksSoFar, x_BD: np.ndarray) -> np.ndarray:
-        return self._facility(around, picks).gains(x_BD)
+    def facility_gain(self, around: Around, picks: PicksSoFar, row: int, x_D: np.ndarray) -> int:
+        return self._facility(around, picks).gain(row, x_D)
 
-    def facility_bounds(self, around: Around, picks: PicksSoFar, x_BD: np.ndarray) -> np.ndarray:
-        return self._facility(around, picks).bounds(x_BD)
+    def facility_bounds(self, around: Around, picks: PicksSoFar, rows_B: np.ndarray, x_BD: np.ndarray) -> np.ndarray:
+        return self._facility(around, picks).bounds(rows_B, x_BD)
 
     def picks_in_cluster(
         self, rows_N: np.ndarray, words_N: np.ndarray, x_ND: np.ndarray, method: InCluster, num: int

@@ -9,9 +9,10 @@ greedy S reaches 1 - 1/e of the best there is (Nemhauser, Wolsey and Fisher 1978
 - stochastic (Mirzasoleiman et al. 2015, arXiv 1409.7938): lazy among a random sample of N/m ln(1/epsilon) rows per
   pick; 1 - 1/e - epsilon of the best there is, on average. A row joins a pick's sample by its hash.
 
-What a row adds is a sum of integers from exact similarities (`exact`), so no result depends on shards or order; bounds
-may be rounded, upwards. The first pick has the largest inner product with the sum of all rows. Ties go to the smaller
-id word. Never an N x N matrix: similarities are made in tiles and summed at once.
+What a row adds is a sum of integers from exact similarities (`exact`), so no result depends on shards or order. Bounds
+may be rounded, upwards: they are made from similarities in float32, which a shard keeps for the rows asked about last
+(`columns`), as the rows near the top for one pick mostly are for the next. The first pick has the largest inner product
+with the sum of all rows. Ties go to the smaller id word. Never an N x N matrix.
 """
 
 # Shape letters: N rows of a shard, D dimensions, B rows of a block, T rows of a tile, K shards or groups.
@@ -25,13 +26,13 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.algorithms.exact import LARGEST, ONE, TILE_ROWS, largest_similarity, similarity_tiles, similarity_to_sum
+from engine.algorithms.columns import SCAN_ROWS, Columns, columns_for
+from engine.algorithms.exact import ONE, largest_similarity, similarity_columns, similarity_to_sum
 from engine.algorithms.greedy import LEAST, Each, Frontier, Picks, best_rows, share
-from engine.algorithms.similarity import float32_tiles
 from engine.errors import ConfigError
 from engine.schema import seeded_hash
 
-PRIME_ROWS, FIRST_WIDTH, MAX_WIDTH = 512, 64, 512  # rows bounded, tried, offered at a time
+FIRST_WIDTH, MAX_WIDTH, BOUND_ROWS = 64, 512, 64  # rows offered, at first and at most; bounded anew at a time
 UNKNOWN = int(np.iinfo(np.int64).max)  # the bound of a row that was never tried
 
 
@@ -65,12 +66,12 @@ class FacilityPool(Protocol):
         """
         ...
 
-    def gains(self, x_BD: np.ndarray) -> np.ndarray:
-        """(B,) int64, what each vector would add to f, in units of 2^-32."""
+    def gain(self, row: int, x_D: np.ndarray) -> int:
+        """What a row would add to f, in units of 2^-32."""
         ...
 
-    def bounds(self, x_BD: np.ndarray) -> np.ndarray:
-        """(B,) int64, at least `gains`; faster."""
+    def bounds(self, rows_B: np.ndarray, x_BD: np.ndarray) -> np.ndarray:
+        """(B,) int64, at least what each row would add."""
         ...
 
     def settle(self, rows_B: np.ndarray, bounds_B: np.ndarray, picked: int, exact: bool) -> None:
@@ -89,6 +90,7 @@ class ArrayFacility:
         words_N: (N,) uint64 from `schema.id_words`.
         total_D: (D,) float64, the sum of all rows of all shards.
         free_N: (N,) bool, rows that may be picked; all when None. f is over all rows in any case.
+        columns: most columns of the similarity matrix to keep; what `columns_for` this shard alone says when None.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class ArrayFacility:
         words_N: np.ndarray,
         total_D: np.ndarray,
         free_N: np.ndarray | None = None,
+        columns: int | None = None,
     ) -> None:
         self.x_ND, self.rows_N, self.words_N, self.total_D = x_ND, rows_N, words_N, total_D
         self.alive_N = np.ones(len(x_ND), dtype=bool) if free_N is None else free_N.copy()
@@ -105,6 +108,7 @@ class ArrayFacility:
         self.bound_N = np.full(len(x_ND), UNKNOWN)
         self.found_N = np.full(len(x_ND), -1)  # how many picks there were when the bound was found
         self.tried_N = np.full(len(x_ND), -1)  # and when it was exact
+        self.columns = Columns(x_ND, columns or columns_for(len(x_ND)))
 
     def first(self) -> Picks:
         scores_N = np.where(self.alive_N, similarity_to_sum(self.x_ND, self.total_D), LEAST)
@@ -128,32 +132,17 @@ class ArrayFacility:
         state_SB = np.stack([self.bound_N[at_B], self.found_N[at_B]])
         return Frontier(self.rows_N[at_B], self.words_N[at_B], state_SB, self.x_ND[at_B], boundary)
 
-    def gains(self, x_BD: np.ndarray) -> np.ndarray:
-        import torch
+    def gain(self, row: int, x_D: np.ndarray) -> int:
+        at_M, similar_M = self._raised(row, x_D)
+        return int((similar_M - self.best_N[at_M]).clip(min=0).sum())
 
-        best_N = torch.from_numpy(self.best_N.astype(np.float64))
-        gains_B = np.zeros(len(x_BD), dtype=np.int64)
-        for start, stop, similar_TB in similarity_tiles(self.x_ND, x_BD):
-            similar_TB.sub_(best_N[start:stop, None]).clamp_(min=0)
-            gains_B += similar_TB.sum(dim=0).numpy().astype(np.int64)
-        return gains_B
+    def bounds(self, rows_B: np.ndarray, x_BD: np.ndarray) -> np.ndarray:
+        return np.ceil(self.columns.sums_above(self.best_N / ONE, rows_B, x_BD) * ONE).astype(np.int64)
 
-    def bounds(self, x_BD: np.ndarray) -> np.ndarray:
-        """In float32, raised by the most that rounding can have taken away."""
-        import torch
-
-        x_DB = torch.from_numpy(x_BD.astype(np.float32)).T.contiguous()
-        best_N = np.zeros(-(-len(self.x_ND) // TILE_ROWS) * TILE_ROWS, dtype=np.float32)
-        best_N[: len(self.x_ND)] = self.best_N / ONE
-        padded_N1 = torch.from_numpy(best_N)[:, None]
-        sums_B = np.zeros(len(x_BD))
-        out_TB = torch.empty((TILE_ROWS, len(x_BD)))
-        for start, _, tile_TD in float32_tiles(self.x_ND, tile_rows=TILE_ROWS):  # padded rows add nothing: 0 - 0
-            torch.mm(tile_TD, x_DB, out=out_TB).sub_(padded_N1[start : start + TILE_ROWS]).clamp_(min=0)
-            sums_B += out_TB.sum(dim=0).numpy()
-        per_row = (self.x_ND.shape[1] + 4) * LARGEST * 2.0**-24  # the most that rounding changes an inner product
-        sums_B = sums_B * (1 + TILE_ROWS * 2.0**-23) + per_row * len(self.x_ND)
-        return np.ceil(sums_B * ONE).astype(np.int64)
+    def _raised(self, row: int, x_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of all rows that are more similar to a row than to any pick, and maybe of others; how similar."""
+        at_M = np.flatnonzero(self.columns.may_exceed(self.best_N / ONE, row, x_D))
+        return at_M, similarity_columns(self.x_ND, x_D[None], at_M)[:, 0].numpy().astype(np.int64)
 
     def settle(self, rows_B: np.ndarray, bounds_B: np.ndarray, picked: int, exact: bool) -> None:
         at_B = np.searchsorted(self.rows_N, rows_B).clip(max=len(self.rows_N) - 1)
@@ -169,7 +158,11 @@ class ArrayFacility:
     def add_rows(self, rows_P: np.ndarray, x_PD: np.ndarray) -> None:
         at_P = np.searchsorted(self.rows_N, rows_P).clip(max=len(self.rows_N) - 1)
         self.alive_N[at_P[self.rows_N[at_P] == rows_P]] = False
-        np.maximum(self.best_N, largest_similarity(self.x_ND, x_PD), out=self.best_N)
+        if len(rows_P) == 1:
+            at_M, similar_M = self._raised(int(rows_P[0]), x_PD[0])
+            self.best_N[at_M] = np.maximum(self.best_N[at_M], similar_M)
+        else:
+            np.maximum(self.best_N, largest_similarity(self.x_ND, x_PD), out=self.best_N)
 
 
 class MergedFacility:
@@ -189,11 +182,11 @@ class MergedFacility:
         wanted = share(width, len(self.shards))
         return Frontier.merge(list(self.each(lambda shard: shard.frontier(wanted, picked, sampling), self.shards)))
 
-    def gains(self, x_BD: np.ndarray) -> np.ndarray:
-        return np.sum(list(self.each(lambda shard: shard.gains(x_BD), self.shards)), axis=0)
+    def gain(self, row: int, x_D: np.ndarray) -> int:
+        return sum(self.each(lambda shard: shard.gain(row, x_D), self.shards))
 
-    def bounds(self, x_BD: np.ndarray) -> np.ndarray:
-        return np.sum(list(self.each(lambda shard: shard.bounds(x_BD), self.shards)), axis=0)
+    def bounds(self, rows_B: np.ndarray, x_BD: np.ndarray) -> np.ndarray:
+        return np.sum(list(self.each(lambda shard: shard.bounds(rows_B, x_BD), self.shards)), axis=0)
 
     def settle(self, rows_B: np.ndarray, bounds_B: np.ndarray, picked: int, exact: bool) -> None:
         for shard in self.shards:
@@ -225,8 +218,8 @@ def facility_location(
     primed = False
     for turn in range(picked, num):
         if turn and not primed and sampling is None:
-            for rows_B, x_BD in pool.blocks(PRIME_ROWS):
-                pool.settle(rows_B, pool.bounds(x_BD), turn, exact=False)
+            for rows_B, x_BD in pool.blocks(SCAN_ROWS):
+                pool.settle(rows_B, pool.bounds(rows_B, x_BD), turn, exact=False)
             primed = True
         pick = next_pick(pool, turn, sampling) if turn else pool.first()
         pool.add(pick)
@@ -234,11 +227,7 @@ def facility_location(
 
 
 def next_pick(pool: FacilityPool, picked: int, sampling: Sampling | None) -> Picks:
-    """The row that adds most, of the sample if there is one; of all rows when the sample is empty.
-
-    The rows of largest bound are tried first. Where many more have a bound above the best found, from earlier picks,
-    new bounds are cheaper than trying them all.
-    """
+    """The row that adds most, of the sample if there is one; of all rows when the sample is empty."""
     best: Picks | None = None
     width = FIRST_WIDTH
     while True:
@@ -246,30 +235,40 @@ def next_pick(pool: FacilityPool, picked: int, sampling: Sampling | None) -> Pic
         if best is None and not len(frontier.rows):
             sampling = None
             continue
-        hopeful, stale = hopeful_rows(frontier, picked, best)
-        if best is not None and not hopeful:
+        best = best_of(pool, frontier, picked, best)
+        if beats(best, *frontier.boundary):
             return best
-        if best is not None and len(stale) > FIRST_WIDTH:
-            pool.settle(frontier.rows[stale], pool.bounds(frontier.x[stale]), picked, exact=False)
-        else:
-            tried = hopeful[:FIRST_WIDTH]
-            gains_B = pool.gains(frontier.x[tried])
-            pool.settle(frontier.rows[tried], gains_B, picked, exact=True)
-            at = np.array(tried)[best_rows(gains_B, frontier.words[tried], 1)[0]]
-            found = Picks(frontier.rows[at], frontier.words[at], gains_B.max(keepdims=True), frontier.x[at])
-            best = found if best is None else best_pick([best, found])
-            if len(tried) == len(hopeful) and beats(best, *frontier.boundary):
-                return best
         width = min(MAX_WIDTH, 4 * width)
 
 
-def hopeful_rows(frontier: Frontier, picked: int, best: Picks | None) -> tuple[list[int], list[int]]:
-    """Positions of the rows that can still be better than the best found, largest bound first; those among them whose
-    bound is from earlier picks."""
-    bounds_B, found_B = frontier.state
-    order = np.lexsort((frontier.words, -bounds_B)).tolist()
-    hopeful = [b for b in order if best is None or not beats(best, int(bounds_B[b]), int(frontier.words[b]))]
-    return hopeful, [b for b in hopeful if found_B[b] < picked]
+def best_of(pool: FacilityPool, frontier: Frontier, picked: int, best: Picks | None) -> Picks:
+    """The row of a frontier that adds most, or the best found before.
+
+    Of the rows that can be better than the best found, that of the largest bound is tried if its bound is of this
+    pick; otherwise those of the largest bounds from earlier picks get new ones.
+    """
+    bounds_B, found_B = frontier.state.copy()
+    while True:
+        hopeful_B = bounds_B > LEAST
+        if best is not None:
+            score, word = int(best.scores[0]), best.words[0]
+            hopeful_B &= (bounds_B > score) | ((bounds_B == score) & (frontier.words < word))
+        open_M = np.flatnonzero(hopeful_B)
+        if best is not None and not len(open_M):
+            return best
+        open_M = open_M[np.lexsort((frontier.words[open_M], -bounds_B[open_M]))]
+        stale_M = open_M[found_B[open_M] < picked][:BOUND_ROWS]
+        if found_B[open_M[0]] < picked:
+            rows_M = frontier.rows[stale_M]
+            bounds_B[stale_M], found_B[stale_M] = pool.bounds(rows_M, frontier.x[stale_M]), picked
+            pool.settle(rows_M, bounds_B[stale_M], picked, exact=False)
+        else:
+            at = open_M[:1]
+            gain = np.array([pool.gain(int(frontier.rows[at[0]]), frontier.x[at[0]])])
+            pool.settle(frontier.rows[at], gain, picked, exact=True)
+            bounds_B[at] = LEAST  # not again
+            found = Picks(frontier.rows[at], frontier.words[at], gain, frontier.x[at])
+            best = found if best is None else best_pick([best, found])
 
 
 def beats(best: Picks, bound: int, word: int) -> bool:
