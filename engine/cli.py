@@ -141,18 +141,11 @@ def run(
         return
     if not yes:
         confirm_cost(list(configs.values()))
-    from engine.session import check_out, hold, run_methods, run_session
+    from engine.session import run_methods, run_session
 
     config = next(iter(configs.values()))
     if retry_failed:
-        from engine.paid.service import retry_failed as mark
-        from engine.store import Store
-
-        check_out(Store(config.out))
-        with hold(Store(config.out), config.runtime.lease_s, quiet, take_over) as lease:
-            marked = mark(lease.store)
-        print(f"rows to retry in: {', '.join(marked) or 'none'}", file=sys.stderr)
-
+        mark_failed(config, quiet, take_over)
     if several:
         run_methods(several, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime, take_over=take_over)
         compare([config.out], f"{config.out}/compare", as_json)
@@ -164,6 +157,18 @@ def run(
         from engine.console import print_summary
 
         print_summary(summary, Console())  # pyright: ignore[reportArgumentType]
+
+
+def mark_failed(config: Any, quiet: bool, take_over: bool) -> None:
+    """Marks the steps of a run whose failed rows are to be asked again."""
+    from engine.paid.service import retry_failed
+    from engine.session import check_out, hold
+    from engine.store import Store
+
+    check_out(Store(config.out))
+    with hold(Store(config.out), config.runtime.lease_s, quiet, take_over) as lease:
+        marked = retry_failed(lease.store)
+    print(f"rows to retry in: {', '.join(marked) or 'none'}", file=sys.stderr)
 
 
 def confirm_cost(configs: list[Any]) -> None:

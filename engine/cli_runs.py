@@ -37,10 +37,18 @@ def apply(
     local: Annotated[bool, typer.Option("--local", help="Run in this process instead of on Ray.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is renamed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Judge some of the new rows first, and learn.")] = False,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Most the update may spend on calls, in USD.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about the likely cost.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for rows that failed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, as `plan`, and stop.")] = False,
     as_json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Selects from new rows with the classifier and the hard set of a finished run: no judge, no calls."""
-    from engine.cli import make_runtime
+    """Selects from new rows with the classifier and the hard set of a finished run: no judge, no calls.
+
+    With --update more rounds of judging come first, among the new rows; the result can be applied and updated in turn.
+    """
+    from engine.cli import confirm_cost, make_runtime, mark_failed, show_plan
     from engine.console import print_summary
     from engine.session import run_session
     from engine.settings_apply import load_apply
@@ -48,7 +56,15 @@ def apply(
     words = [*(rest or []), *([f"out={output}"] if output is not None else [])]
     if sum(word.startswith("out=") for word in words) != 1:
         raise ConfigError("where the result goes must be said once", fix="out=FOLDER or -o FOLDER", code="E280")
-    config = load_apply(run, words, local)
+    words += [f"paid.max_usd={max_usd}"] if max_usd is not None else []
+    config = load_apply(run, words, local, update)
+    if dry_run:
+        show_plan(config, None, None, as_json)
+        return
+    if not yes:
+        confirm_cost([config])
+    if retry_failed:
+        mark_failed(config, quiet, take_over=False)
     summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime)
     if as_json:
         print(json.dumps(summary, indent=1))

@@ -23,10 +23,10 @@ from engine.lineage import steps_of
 from engine.run_folder import read_manifest, run_steps
 from engine.schema import ANSWER, FILE, ID, LINE, PROMPT, RESPONSE, ROW, SOURCE, TURNS, VECTOR, id_words
 from engine.store import Store
-from engine.trained import HardSet, TrainedSelector, load_selector
+from engine.trained import SELECTORS, HardSet, TrainedSelector, hard_rows, load_selector
 
 SNIPPET_CHARS = 300
-WITH_HARD_SET = ("iterselect", "apply")
+WITH_HARD_SET = (*SELECTORS, "apply")
 VERDICT_FACTS = (
     "verdict", "first", "second", "score_reference", "score_answer", "p_reference", "p_tie", "suspect", "error",
 )  # fmt: skip
@@ -72,7 +72,7 @@ def explain(out: str, wanted: str, neighbours: int = 5) -> dict[str, Any]:
         facts["passes"] = passes_of(steps, pool, row)
         return facts
     try:
-        selector = load_selector(run.root if summary["recipe"] == "iterselect" else record["config"]["recipe"]["run"])
+        selector = load_selector(run.root if summary["recipe"] in SELECTORS else record["config"]["recipe"]["run"])
     except DataError as error:  # an applied run whose own run is gone
         facts["notes"].append(f"The hard set is not here: {error.what}.")
         return facts
@@ -175,22 +175,14 @@ def hard_neighbours(
     (vectors,) = (step for step in steps if step.name == "embed")
     x_D = vectors_from_arrow(take_rows(vectors, np.array([facts["row"]]), [VECTOR])[VECTOR])[0]
     nearest = HardSet(selector).nearest(x_D, id_words([facts["id"]])[0], num)
-    rows = take_rows(selector.pool, np.array([row for row, _, _ in nearest], np.int64), [ID, FILE, LINE, PROMPT])
+    known: dict[int, dict[str, Any]] = {}
+    for log in {log for _, _, log in nearest}:
+        rows = [row for row, _, entry in nearest if entry == log]
+        known |= dict(zip(rows, hard_rows(selector, rows, log), strict=True))
     return [
-        {
-            **{key: entry[key] for key in (ID, FILE, LINE)},
-            "similarity": round(cosine, 4),
-            "how": entered(log),
-            "prompt": snippet(entry[PROMPT]),
-        }
-        for entry, (_, cosine, log) in zip(rows.to_pylist(), nearest, strict=True)
+        {**known[row], "similarity": round(cosine, 4), PROMPT: snippet(known[row][PROMPT])}
+        for row, cosine, _ in nearest
     ]
-
-
-def entered(log: str) -> str:
-    """How a row came into the hard set, from the name of the step that brought it."""
-    number = int(log.split("/")[1]) + 1
-    return f"judged hard in round {number}" if log.startswith("rounds/") else f"taken in inference turn {number}"
 
 
 def passes_of(steps: Sequence[Step], pool: Step, row: int) -> list[dict[str, Any]]:

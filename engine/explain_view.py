@@ -51,7 +51,7 @@ def scores(found: Mapping[str, Any]) -> list[RenderableType]:
     if standing is not None:
         place = "no score" if standing["place"] is None else f"{standing['place']:,} of {standing['of']:,} from the top"
         lines["place"] = f"{place} by {standing['column']}"
-        if found["recipe"] in ("iterselect", "apply") and standing["cut"] is not None:
+        if found["recipe"] in ("iterselect", "update", "apply") and standing["cut"] is not None:
             lines["cut"] = f"{standing['cut']:.4f}: as many rows as were selected have this score or more"
         for name in ("selected", "left_out"):
             if standing[name] is not None:

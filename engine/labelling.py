@@ -85,22 +85,47 @@ class LoopConfig(RecipeConfig):
         return self
 
 
+@dataclass(frozen=True)
+class Before:
+    """What the rounds of an earlier run left, for rounds that go on from there (engine/takeover.py).
+
+    Attributes:
+        labels: its labelled rows, in the form of a round's labels.
+        checkpoint: its last classifier.
+    """
+
+    labels: Step
+    checkpoint: Step
+
+
 @dataclass
 class Labelled:
     """What the rounds learned.
 
     Attributes:
+        before: what they went on from.
         tables: per round, the labelled rows: row, id, hard, vector, prompt.
         metrics: per round, what the summary shows.
         checkpoint: the last classifier.
         judge: what is known of a model judge's reliability, None for other judges.
     """
 
+    before: Before | None = None
     tables: list[pa.Table] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     metrics: list[Mapping[str, Any]] = field(default_factory=list)
     checkpoint: Step | None = None
     judge: dict[str, Any] | None = None
+
+    @property
+    def learned_from(self) -> list[Step]:
+        """The labels that the classifier learns from, those of an earlier run first."""
+        return [*([self.before.labels] if self.before is not None else []), *self.steps]
+
+    @property
+    def latest(self) -> Step | None:
+        """The classifier to continue from: of these rounds, else of an earlier run."""
+        return self.checkpoint or (self.before.checkpoint if self.before is not None else None)
 
     @property
     def fingerprint(self) -> str:
@@ -118,15 +143,19 @@ class Labelled:
         return {row: number + 1 for number, table in enumerate(self.tables) for row in table[ROW].to_pylist()}
 
 
-def label_rounds(context: Context, config: LoopConfig, index: PoolIndex, diverse: Step) -> Labelled:
+def label_rounds(
+    context: Context, config: LoopConfig, index: PoolIndex, diverse: Step, before: Before | None = None
+) -> Labelled:
     """Runs the rounds over the diverse subset.
 
     Args:
         diverse: V: the pool's columns and `vector`, sorted by id.
+        before: what an earlier run's rounds left. The first batch is drawn at random all the same: its classifier has
+            not seen these rows.
     """
     generator, judge = build_generator(context, config.generator, index), build_judge(context, config.judge)
     trainer = TrainerGroup(context, config)
-    labelled, asked = Labelled(), np.empty(0, dtype=np.int64)
+    labelled, asked = Labelled(before), np.empty(0, dtype=np.int64)
     judged: list[Source] = []
     # A tenth of V at most, so that later batches have something to choose from.
     size = min(config.batch_size, max(1, diverse.require().rows // 10))
@@ -310,7 +339,7 @@ class TrainerGroup:
         """The checkpoint of a round and its metrics."""
         seed = self.context.config.seed
         settings = {**self.settings, "seed": seed, "validation_fraction": self.config.validation_fraction}
-        inputs = [step.fingerprint for step in labelled.steps]
+        inputs = [step.fingerprint for step in labelled.learned_from]
         target = self.context.step(f"rounds/{number:03d}/classifier", settings, inputs)
         record = target.record()
         if record is not None:
@@ -319,7 +348,7 @@ class TrainerGroup:
             member = {"settings": self.settings, "seed": seed, "validation_fraction": self.config.validation_fraction}
             resources = Resources(cpus=self.settings.get("threads", 1), gpus=0.0, resident=True)
             self.group = self.context.runtime.group(Trainer, [member], resources)
-        return target, self.group.call("learn", labelled.steps, target, labelled.checkpoint)[0]
+        return target, self.group.call("learn", labelled.learned_from, target, labelled.latest)[0]
 
     def close(self) -> None:
         if self.group is not None:

@@ -1,11 +1,15 @@
-"""The config of `iterselect apply`: the settings of a finished run, with new data and the recipe `apply`."""
+"""The config of `iterselect apply`: the settings of a finished run with new data, for recipe `apply` or `update`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from engine.config import RunConfig
 from engine.errors import ConfigError
+from engine.recipes.iterselect import DiverseConfig
 from engine.settings import config_of, split_words, with_data
-from engine.store import absolute_root
+from engine.store import Store, absolute_root
 from engine.trained import load_selector
 from engine.yaml_document import Document, apply_overrides
 
@@ -13,32 +17,46 @@ from engine.yaml_document import Document, apply_overrides
 KEPT = ("data", "seed", "max_failed", "encoder", "output", "runtime")
 
 
-def load_apply(run: str, rest: list[str], local: bool) -> RunConfig:
+def load_apply(run: str, rest: list[str], local: bool, update: bool = False) -> RunConfig:
     """Resolves an application of a run's selector.
 
     Args:
         run: folder of the finished run.
         rest: new data and `key.sub=value` overrides; `budget=` takes the best rows instead of those above the cut.
         local: run in this process.
+        update: go on with rounds of judging, by the settings that the run's rounds had and with its ledger.
 
     Raises:
         DataError: E441, there is no finished run.
         ConfigError: E226, it leaves no selector; E227, `out` is the run; others naming key and override.
     """
-    theirs = load_selector(run).config.model_dump(mode="json")
+    selector = load_selector(run)
+    theirs = selector.config.model_dump(mode="json")
     data, overrides = split_words(rest)
     if not data:
         raise ConfigError("there is no new data", fix="iterselect apply OUT new.jsonl out=FOLDER", code="E229")
     best = any(word.startswith("budget=") for word in overrides)
     values = {name: theirs[name] for name in KEPT}
     values["data"] = {**theirs["data"], "limit": None}
-    values |= {
-        "recipe": {"name": "apply", "run": absolute_root(run), "rule": "budget" if best else "threshold"},
-        "budget": 1.0,
-    }
+    recipe = {"name": "apply", "run": absolute_root(run), "rule": "budget" if best else "threshold"}
+    if update:
+        recipe = rounds_of(theirs["recipe"]) | recipe | {"name": "update"}
+        values["paid"] = paid_of(theirs["paid"], selector.run)
+    values |= {"recipe": recipe, "budget": 1.0}
     if local:
         values["runtime"] = {**values["runtime"], "mode": "local"}
     config = config_of(apply_overrides(with_data(Document(values, f"settings of {run}"), data), overrides))
     if absolute_root(config.out) == absolute_root(run):
         raise ConfigError("out= is the run itself", where=run, fix="choose another folder", code="E227")
     return config
+
+
+def rounds_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's recipe, the settings of its rounds."""
+    return {name: value for name, value in recipe.items() if name in DiverseConfig.model_fields}
+
+
+def paid_of(paid: Mapping[str, Any], run: Store) -> dict[str, Any]:
+    """The run's ledger and the limit above which is asked; its caps were for what it spent itself."""
+    ledger = paid["ledger"] or (run.path("ledger") if run.list("ledger") else None)
+    return {"ledger": ledger, "confirm_above_usd": paid["confirm_above_usd"]}

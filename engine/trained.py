@@ -1,34 +1,36 @@
-"""The selector that a finished run of `iterselect` ended with, as files: classifier, hard set, clusters, cut.
+"""The selector that a finished run of `iterselect` or `update` ended with: classifier, hard set, clusters, cut.
 
 It gives new rows the scores that the run would have given them: M from the last classifier, R to the final hard set,
 F = alpha * M + (1 - alpha) * R and the cluster (engine/recipes/iterselect.py). A row of the run's own pool is known by
-its id and gets the very numbers that it has in the run's `scores/`. Nothing here trains, judges or selects.
+its id and gets the very numbers that it has in the run's `scores/`. An update has a hard set of rows that are not in
+its pool and a sample of all rows so far to measure its cut on (engine/takeover.py). Nothing here trains, judges or
+selects.
 
-Shapes: N rows scored, D dims, H hard rows, K clusters, P rows of the run's pool.
+Shapes: N rows scored, D dims, H hard rows, K clusters, P rows that the cut is measured on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from engine.algorithms.hard_similarity import clip_similarity, update_best
 from engine.algorithms.kmeans import nearest_centroid
-from engine.algorithms.ranking import nth_best
 from engine.algorithms.similarity import Nearest, merge_nearest, nearest_rows
 from engine.artifacts import Step, take_rows
 from engine.config import RunConfig
 from engine.data.vectors import vectors_from_arrow
-from engine.errors import ConfigError, DataError
+from engine.errors import ConfigError
 from engine.labelling import LoopConfig
 from engine.lineage import steps_of
 from engine.recipes.iterselect import load_centroids
 from engine.run_folder import read_manifest, run_steps
-from engine.schema import HARD, ID, PROBABILITY, ROW, VECTOR, id_words
+from engine.schema import FILE, HARD, ID, LINE, PROBABILITY, PROMPT, ROW, VECTOR, id_words
 from engine.settings import config_of
 from engine.shards import Rows, scored_columns
 from engine.store import Store
@@ -36,6 +38,12 @@ from engine.trainer import ProbeScores
 from engine.yaml_document import Document
 
 SCORED = ("probability", "similarity", "score")
+SELECTORS = ("iterselect", "update")  # recipes that leave one behind
+# Steps of an update: what it took over, the sample of all rows so far, and its scores.
+LABELS_BEFORE, HARD_BEFORE = "labels_before", "hard_before"
+REFERENCE, REFERENCE_SCORES = "reference", "reference_scores"
+TAKEN_OVER = (LABELS_BEFORE, HARD_BEFORE)
+HOW = "how"  # of a row that was taken over: how it came into the hard set
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,11 @@ class TrainedSelector:
 
     Attributes:
         run: the folder of its outputs.
-        config: of the run; `recipe` is that of `iterselect`.
+        config: of the run; `recipe` is that of `iterselect` or `update`.
         pool, diverse, checkpoint: its steps `ingest`, `diverse` (with the centroids) and the last classifier.
-        log: the tables (row, hard, vector) in the order in which the run's hard set grew.
+        texts, vectors: of the rows that its cut is measured on: the pool, or an update's sample of all rows so far.
+        log: the tables (row, hard, vector) in the order in which the run's hard set grew; those of rows that are not in
+            `pool` have `id, file, line, prompt, how` too, and numbers below -1 for these rows.
         encoder: arguments of the run's encoder, pinned.
     """
 
@@ -55,6 +65,8 @@ class TrainedSelector:
     pool: Step
     diverse: Step
     checkpoint: Step
+    texts: Step
+    vectors: Step
     log: tuple[Step, ...]
     encoder: dict[str, Any]
 
@@ -79,57 +91,76 @@ def load_selector(out: str) -> TrainedSelector:
     run = Store(out)
     record = read_manifest(run)
     recipe = record["config"]["recipe"]["name"]
-    if recipe != "iterselect":
+    if recipe not in SELECTORS:
         why, fix = "its selectors rank the rows of a pool against each other", "run it on both pools, or on their union"
         if recipe == "apply":
             why, fix = "it applied another run's", f"apply that one: {record['config']['recipe']['run']}"
         raise ConfigError(
             f"recipe {recipe} has no selector that stands on its own", where=run.root, why=why, fix=fix, code="E226"
         )
-    named = {step.name: step for step in steps_of(run)}
+    named, pool = {step.name: step for step in steps_of(run)}, run_steps(run)["ingest"]
+    before = [name for name in TAKEN_OVER if name in named]
     labels = [name for name in named if name.startswith("rounds/") and name.endswith("/labels")]
     classifiers = [name for name in named if name.startswith("rounds/") and name.endswith("/classifier")]
     turns = [name for name in named if name.startswith("inference/")]
     return TrainedSelector(
         run=run,
         config=config_of(Document(record["config"], run.path("run.json"))),
-        pool=run_steps(run)["ingest"],
+        pool=pool,
         diverse=named["diverse"],
         checkpoint=named[max(classifiers)],
-        log=tuple(named[name] for name in [*sorted(labels), *sorted(turns)]),
+        texts=named.get(REFERENCE, pool),
+        vectors=named.get(REFERENCE, named["embed"]),
+        log=tuple(named[name] for name in [*before, *sorted(labels), *sorted(turns)]),
         encoder=dict(named["embed"].settings["encoder"]),
     )
 
 
-class HardSet:
+class RowsById:
+    """Finds rows by the first words of their ids.
+
+    Args:
+        words_M: (M,) uint64, distinct.
+        rows_M: (M,) int64 row numbers.
+    """
+
+    def __init__(self, words_M: np.ndarray, rows_M: np.ndarray) -> None:
+        order_M = np.argsort(words_M, kind="stable")
+        self._words_M, self._rows_M = words_M[order_M], rows_M[order_M]
+
+    def rows_of(self, words_N: np.ndarray) -> np.ndarray:
+        """(N,) int64 rows by id; -1 for those that are not there."""
+        if not len(self._words_M):
+            return np.full(len(words_N), -1)
+        at_N = np.minimum(np.searchsorted(self._words_M, words_N), len(self._words_M) - 1)
+        return np.where(self._words_M[at_N] == words_N, self._rows_M[at_N], -1)
+
+
+class HardSet(RowsById):
     """D^H as the run grew it, in memory: 2 * H * D bytes.
 
     Args:
         selector: of the run.
 
     Attributes:
-        blocks: per table of the log, (H, D) float16 vectors and (H,) int64 rows of the run's pool.
+        blocks: per table of the log, (H, D) float16 vectors and (H,) int64 rows of the run's pool, below -1 for rows
+            that are not in it.
         entries: per table of the log, the name of its step.
     """
 
     def __init__(self, selector: TrainedSelector) -> None:
         self.blocks: list[tuple[np.ndarray, np.ndarray]] = []
         self.entries = [step.name for step in selector.log]
+        words = []
         for step in selector.log:
-            table = step.read_all([ROW, HARD, VECTOR])
+            names = [ROW, HARD, VECTOR, *([ID] if step.name in TAKEN_OVER else [])]
+            table = step.read_all(names)
             hard_I = table[HARD].fill_null(False).to_numpy()
-            self.blocks.append((vectors_from_arrow(table[VECTOR])[hard_I], table[ROW].to_numpy()[hard_I]))
-        rows_H = np.concatenate([rows for _, rows in self.blocks])
-        words_H = id_words(take_rows(selector.pool, rows_H, [ID])[ID])
-        order_H = np.argsort(words_H, kind="stable")
-        self._words_H, self._rows_H = words_H[order_H], rows_H[order_H]
-
-    def rows_of(self, words_N: np.ndarray) -> np.ndarray:
-        """(N,) int64 rows of the run's pool, by id, of those rows that are in D^H; -1 for all others."""
-        if not len(self._words_H):
-            return np.full(len(words_N), -1)
-        at_N = np.minimum(np.searchsorted(self._words_H, words_N), len(self._words_H) - 1)
-        return np.where(self._words_H[at_N] == words_N, self._rows_H[at_N], -1)
+            rows_H = table[ROW].to_numpy()[hard_I]
+            self.blocks.append((vectors_from_arrow(table[VECTOR])[hard_I], rows_H))
+            ids = table.filter(pa.array(hard_I)) if ID in names else take_rows(selector.pool, rows_H, [ID])
+            words.append(id_words(ids[ID]))
+        super().__init__(np.concatenate(words), np.concatenate([rows for _, rows in self.blocks]))
 
     def similarity(self, x_ND: np.ndarray, words_N: np.ndarray) -> np.ndarray:
         """(N,) float32 R: largest cosine to D^H, the row itself excluded, in [0, 1].
@@ -143,7 +174,7 @@ class HardSet:
         return clip_similarity(best_N)
 
     def nearest(self, x_D: np.ndarray, word: np.uint64, k: int) -> list[tuple[int, float, str]]:
-        """(row of the run's pool, cosine, entry of the log) of the k rows of D^H most similar to one row, best first.
+        """(row as in the log, cosine, entry of the log) of the k rows of D^H most similar to one row, best first.
 
         Args:
             x_D: (D,) float16; word: of the row's id, to leave itself out.
@@ -159,7 +190,31 @@ class HardSet:
             return []
         best = merge_nearest(found, k)
         pairs = zip(best.rows_Qk[0].tolist(), best.similarity_Qk[0].tolist(), strict=True)
-        return [(row, cosine, entry_of[row]) for row, cosine in pairs if row >= 0]
+        return [(row, cosine, entry_of[row]) for row, cosine in pairs if row != -1]
+
+
+def entered(name: str) -> str:
+    """How a row came into the hard set, from the name of the step that brought it."""
+    number = int(name.split("/")[1]) + 1
+    return f"judged hard in round {number}" if name.startswith("rounds/") else f"taken in inference turn {number}"
+
+
+def hard_rows(selector: TrainedSelector, rows: Sequence[int], entry: str) -> list[dict[str, Any]]:
+    """What is known of rows of the hard set that one table of the log brought.
+
+    Returns:
+        In the order of `rows`: `id`, `file`, `line`, `prompt`, `how` it came into the hard set.
+    """
+    about = [ID, FILE, LINE, PROMPT]
+    if entry not in TAKEN_OVER:
+        found = take_rows(selector.pool, np.array(rows, np.int64), about).select(about).to_pylist()
+        return [{**row, HOW: entered(entry)} for row in found]
+    (step,) = (step for step in selector.log if step.name == entry)
+    wanted = pa.array(rows, pa.int64())
+    parts = [step.read(part.index, [ROW, *about, HOW]) for part in step.require().parts]
+    table = pa.concat_tables([part.filter(pc.is_in(part[ROW], wanted)) for part in parts])  # pyright: ignore
+    known = {row[ROW]: row for row in table.to_pylist()}
+    return [{name: known[row][name] for name in (*about, HOW)} for row in rows]
 
 
 class ScoreNewRows:
@@ -189,42 +244,3 @@ class ScoreNewRows:
         cluster_N, _ = nearest_centroid(x_ND, load_centroids(self.selector.diverse, x_ND.shape[1]))
         rows = Rows(np.arange(len(table)), words_N, probability_N, self.hard.similarity(x_ND, words_N), cluster_N)
         return scored_columns(rows, self.selector.recipe.alpha, self.scale)
-
-
-@dataclass(frozen=True)
-class PoolScores:
-    """What the run's `scores/` say of its P rows; nan where the classifier failed."""
-
-    words_P: np.ndarray  # uint64
-    columns: dict[str, np.ndarray]  # SCORED -> (P,) float32; "cluster" -> (P,) int32
-    selected: int  # rows
-
-    @property
-    def cut(self) -> float:
-        """F of the row at which the best of the pool by F are as many as the run selected.
-
-        With `one_shot` inference these are the run's selection. Iterative inference took its rows turn by turn, each
-        turn by the F of its moment; the cut is where its last F, that of the final hard set, would have cut.
-        """
-        found = nth_best(self.columns["score"], self.selected)
-        if found is None:
-            raise DataError("the run has no row with a score to cut at", fix="apply with budget=", code="E473")
-        return found
-
-    def scale(self, similarity: str) -> tuple[float, float]:
-        """The range of R that becomes [0, 1] in F."""
-        r = self.columns["similarity"]
-        return (0.0, 1.0) if similarity == "clip" else (float(r.min()), float(r.max()))
-
-
-def pool_scores(run: Store) -> PoolScores:
-    """Ids and numbers of a finished run's `scores/`, all parts; no texts."""
-    words, pieces, selected = [], [], 0
-    for name in run.list("scores"):
-        table = pq.read_table(run.open_read(f"scores/{name}"), columns=[ID, *SCORED, "cluster", "selected"])
-        words.append(id_words(table[ID]))
-        selected += table["selected"].to_numpy(zero_copy_only=False).sum()
-        pieces.append(table.select([*SCORED, "cluster"]))
-    table = pa.concat_tables(pieces)
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
-    return PoolScores(np.concatenate(words), columns, int(selected))

@@ -18,11 +18,10 @@ from engine.config import RunConfig, budget_rows
 from engine.data.inputs import resolve_inputs
 from engine.errors import TooManyFailures
 from engine.events import Observer
-from engine.labelling import label_rounds
 from engine.paid.service import PaidRun
 from engine.pool import run_pool
+from engine.recipes import load_recipe
 from engine.recipes.base import Context
-from engine.recipes.iterselect import diverse_subset
 from engine.runtime import Resources, StageSpec
 from engine.schema import ANSWER, ID, POOL_SCHEMA
 from engine.store import Store
@@ -161,10 +160,9 @@ def standing(config: RunConfig) -> Standing:
         pool = run_pool(config, store, runtime, resolve_inputs(config.data.path))
         paid = PaidRun(store, runtime, config.paid)
         context = Context(config, store, pool, runtime, budget_rows(config.budget, pool.require().rows), paid, store)
-        recipe: Any = config.recipe
-        vectors = context.vectors()
-        index = context.index(vectors)
-        label_rounds(context, recipe, index, diverse_subset(context, recipe, index, vectors))
+        recipe = load_recipe(config.recipe.name).module
+        vectors = recipe.pool_vectors(context)
+        recipe.rounds(context, context.index(vectors), vectors)
         over = True
     except (NotThere, TooManyFailures):
         pass

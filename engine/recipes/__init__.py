@@ -43,6 +43,7 @@ RECIPES = {
     "selectllm": "engine.recipes.selectllm",
     "compose": "engine.recipes.compose",
     "apply": "engine.recipes.apply",
+    "update": "engine.recipes.update",
 }
 
 

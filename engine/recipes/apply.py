@@ -9,10 +9,11 @@ it has there.
 How far the new rows are from the pool is measured by score and by cluster (engine/compare/drift.py), told in the
 summary, the card and `drift.json`, and warned of above the usual limits.
 
-Needs: a finished run of `iterselect` with its steps, and the same encoder. `iterselect apply` writes the config.
+Needs: a finished run of `iterselect` or `update` with its steps, and the same encoder. `iterselect apply` writes the
+config.
 Cost: one pass of the encoder over the new rows, and the product of their vectors with D^H; no calls.
 Known bias: that of the run it applies. D^H does not grow, so a topic that is new since then has a low R; the drift
-of the clusters tells of it.
+of the clusters tells of it, and `update` (`iterselect apply --update`) judges some of the new rows.
 
 Differs from the paper in: the paper has no second pool. Its D^H grows while rows are selected; here it stays.
 """
@@ -31,12 +32,13 @@ from engine.algorithms.ranking import top_rows
 from engine.artifacts import Joined, Source, Step, take_rows, write_table
 from engine.compare.drift import decile_counts, drift, group_counts
 from engine.config import RecipeConfig
+from engine.cut import PoolScores, pool_scores
 from engine.errors import ConfigError, DataError
 from engine.labelling import classify
 from engine.recipes.base import Context, Selection
 from engine.runtime import StageSpec
 from engine.schema import ID, PROBABILITY, PROMPT, ROW, VECTOR, id_words
-from engine.trained import SCORED, PoolScores, ScoreNewRows, TrainedSelector, load_selector, pool_scores
+from engine.trained import SCORED, ScoreNewRows, TrainedSelector, load_selector
 
 EXAMPLE = {"run": "runs/iterselect"}
 
@@ -53,9 +55,9 @@ class Config(RecipeConfig):
 def select(context: Context) -> Selection:
     config = context.config.recipe
     assert isinstance(config, Config)
-    selector, old = checked_selector(context, config)
+    selector, old = checked_selector(context, config.run)
     vectors = context.embedded("embed", context.pool, PROMPT, selector.encoder)
-    scored = score(context, selector, vectors, old.scale(selector.recipe.similarity))
+    scored = score(context, selector, context.pool, vectors, old.scale(selector.recipe.similarity), "scores")
     new = new_scores(context, scored)
     selected = choose(context, config, new, old.cut, scored)
     report = drift_report(old, new)
@@ -71,42 +73,45 @@ def select(context: Context) -> Selection:
     return Selection(selected, scored, "score below the cut", None, facts, "score")
 
 
-def checked_selector(context: Context, config: Config) -> tuple[TrainedSelector, PoolScores]:
+def checked_selector(context: Context, run: str) -> tuple[TrainedSelector, PoolScores]:
     """The run's selector and scores.
 
     Raises:
         ConfigError: E226, E227, as `load_selector`, and for an output folder that is the run's own; E228, the config
             names another encoder than the run's.
     """
-    selector = load_selector(config.run)
+    selector = load_selector(run)
     if context.outputs.root == selector.run.root:
-        raise ConfigError("out= is the run itself", where=config.run, fix="choose another folder", code="E227")
+        raise ConfigError("out= is the run itself", where=run, fix="choose another folder", code="E227")
     theirs, ours = selector.config.encoder, context.config.encoder
     if ours != theirs:
         other = [key for key, value in theirs.model_dump().items() if getattr(ours, key) != value]
         raise ConfigError(
             f"the run was made with another encoder ({', '.join(f'encoder.{key}' for key in other)} differ)",
-            where=config.run,
+            where=run,
             fix="leave the encoder as it was: `iterselect apply` copies it",
             code="E228",
         )
-    return selector, pool_scores(selector.run)
+    return selector, pool_scores(selector)
 
 
-def score(context: Context, selector: TrainedSelector, vectors: Step, scale: tuple[float, float]) -> Step:
-    """M, R, F and cluster of every new row: the step `scores`, parallel to the pool's parts."""
-    source: Source = Joined(context.pool, vectors)
+def score(
+    context: Context, selector: TrainedSelector, texts: Step, vectors: Step, scale: tuple[float, float], name: str
+) -> Step:
+    """M, R, F and cluster of rows: the step `name`, parallel to the parts of their texts and vectors."""
+    source: Source = Joined(texts, vectors)
     columns = [ID, VECTOR]
     inputs = [vectors.fingerprint, *selector.fingerprints]
     if selector.recipe.classifier.kind == "finetune":
-        classified = classify(context, selector.recipe, context.pool, selector.checkpoint, "classify")
+        passed = "classify" if name == "scores" else f"{name}_classify"
+        classified = classify(context, selector.recipe, texts, selector.checkpoint, passed)
         source, columns = Joined(source, classified), [*columns, PROBABILITY]
         inputs.append(classified.fingerprint)
     recipe = selector.recipe
     settings = {"alpha": recipe.alpha, "similarity": recipe.similarity, "scale": list(scale)}
-    target = context.step("scores", settings, inputs)
+    target = context.step(name, settings, inputs)
     stage = StageSpec(
-        name="scores",
+        name=name,
         factory=ScoreNewRows,
         kwargs={"selector": selector, "scale": scale},
         columns_in=columns,
@@ -188,7 +193,7 @@ def warning(name: str, found: dict[str, Any]) -> str:
     return (
         f"{found['level']} drift of the {name}: PSI {found['psi']:.3f}, Jensen-Shannon distance {found['js']:.3f} "
         f"(by chance up to {found['chance_psi']:.3f} and {found['chance_js']:.3f}); the selector was trained on other "
-        "data: judge some of the new rows (`iterselect run`) before trusting it"
+        "data: judge some of the new rows (`iterselect apply --update`) before trusting it"
     )
 
 

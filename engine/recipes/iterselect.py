@@ -34,19 +34,25 @@ from engine.algorithms.kmeans import kmeans, lloyd
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.artifacts import Step, take_rows, write_table
 from engine.config_base import Fraction
+from engine.errors import DataError
 from engine.labelling import Labelled, LoopConfig, label_rounds, pool_scores
 from engine.recipes.base import Context, Selection
 from engine.schema import HARD, ID, ROW, VECTOR
 from engine.shards import PoolIndex, Rows, Scores
 
 
-class Config(LoopConfig):
-    name: Literal["iterselect"] = "iterselect"
+class DiverseConfig(LoopConfig):
+    """Settings of rounds over a diverse subset of the pool."""
+
     clusters: int = Field(default=100, ge=1, description="K of K-Means; at most a tenth of the pool's rows")
     iterations: int = Field(default=20, ge=1, description="Most K-Means iterations")
     diverse_fraction: Fraction = Field(default=0.3, description="Size of the diverse subset V as a share of the pool")
     diverse_max: int = Field(default=15_000, ge=1, description="Largest V, in rows")
     draw: Literal["equal", "proportional"] = Field(default="equal", description="How many rows each cluster gives to V")
+
+
+class Config(DiverseConfig):
+    name: Literal["iterselect"] = "iterselect"
     inference: Literal["iterative", "one_shot"] = Field(default="iterative", description="How the rest is selected")
     inference_steps: int = Field(default=10, ge=1, description="Turns in which iterative inference fills the budget")
     always_keep_hard: bool = Field(default=False, description="one_shot: put the rows judged hard first")
@@ -56,11 +62,10 @@ class Config(LoopConfig):
 def select(context: Context) -> Selection:
     config = context.config.recipe
     assert isinstance(config, Config)
-    vectors = context.vectors()
+    vectors = pool_vectors(context)
     index = context.index(vectors)
     try:
-        diverse = diverse_subset(context, config, index, vectors)
-        labelled = label_rounds(context, config, index, diverse)
+        diverse, labelled = rounds(context, index, vectors)
         scores = pool_scores(context, config, labelled)
         choose = iterative_inference if config.inference == "iterative" else one_shot_inference
         selected = choose(context, config, index, labelled, scores, diverse)
@@ -77,15 +82,42 @@ def select(context: Context) -> Selection:
     )
 
 
-def diverse_subset(context: Context, config: Config, index: PoolIndex, vectors: Step) -> Step:
-    """V with everything a round needs: the pool's columns and the vector of each row, sorted by id."""
+def pool_vectors(context: Context) -> Step:
+    """One unit vector per row of the pool."""
+    return context.vectors()
+
+
+def rounds(context: Context, index: PoolIndex, vectors: Step) -> tuple[Step, Labelled]:
+    """V, and what the rounds over it learned."""
+    config = context.config.recipe
+    assert isinstance(config, Config)
+    diverse = diverse_subset(context, config, index, vectors)
+    return diverse, label_rounds(context, config, index, diverse)
+
+
+def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, vectors: Step) -> Step:
+    """V with everything a round needs: the pool's columns and the vector of each row, sorted by id.
+
+    Rows that the index remembers are not candidates.
+
+    Raises:
+        DataError: E474, there is no candidate.
+    """
     names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw")
     settings = {"seed": context.config.seed, **{name: getattr(config, name) for name in names}}
-    target = context.step("diverse", settings, [vectors.fingerprint])
+    inputs = [vectors.fingerprint, *(entry.fingerprint for entry in index.log)]
+    target = context.step("diverse", settings, inputs)
     if not context.reused(target):
-        context.runtime.observer.step_started("diverse", context.pool_rows)
-        size = diverse_rows(config, context.pool_rows)
-        clusters = max(1, min(config.clusters, context.pool_rows // 10))
+        candidates = index.count()
+        if not candidates:
+            raise DataError(
+                f"all {context.pool_rows:,} rows were judged or selected before",
+                fix="give new rows, or apply the run without --update",
+                code="E474",
+            )
+        context.runtime.observer.step_started("diverse", candidates)
+        size = diverse_rows(config, candidates)
+        clusters = max(1, min(config.clusters, candidates // 10))
         result = kmeans(index, clusters, seed=context.config.seed, iterations=config.iterations)
         drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, context.config.seed, "diverse")
         table = take_rows(context.pool, drawn.rows)
@@ -97,7 +129,7 @@ def diverse_subset(context: Context, config: Config, index: PoolIndex, vectors: 
     return target
 
 
-def diverse_rows(config: Config, pool_rows: int) -> int:
+def diverse_rows(config: DiverseConfig, pool_rows: int) -> int:
     """Rows of V: a share of the pool, bounded."""
     return max(1, min(config.diverse_max, round(config.diverse_fraction * pool_rows)))
 
