@@ -203,8 +203,9 @@ def weak_classifier(metrics: Sequence[Mapping[str, Any]]) -> str:
         )
     if auc >= WEAK_AUC:
         return ""
+    labels = metrics[-1]["num_train"] + metrics[-1]["num_val"]  # of an update: those of earlier runs as well
     return (
-        f"the classifier tells hard from easy hardly better than chance (validation AUC {auc:.2f}, {judged} labels): "
+        f"the classifier tells hard from easy hardly better than chance (validation AUC {auc:.2f}, {labels} labels): "
         f"the selection is mostly similarity; {more}"
     )
 

@@ -167,7 +167,8 @@ def finished_steps(config: RunConfig, pool: Step | None) -> list[str]:
     if pool is None or not run.exists("run.json"):
         return []
     theirs, ours = json.loads(run.read_bytes("run.json")), config.model_dump(mode="json")
-    same = all(theirs["config"][name] == ours[name] for name in ours if name not in ("out", "paid", "runtime"))
+    apart = ("out", "paid", "runtime", "tracking")
+    same = all(theirs["config"][name] == ours[name] for name in ours if name not in apart)
     return [step.name for step in steps_of(run)] if same and theirs["steps"]["ingest"] == pool.folder else []
 
 
@@ -178,7 +179,7 @@ def later(config: RunConfig, seen: set[str]) -> list[str]:
     if isinstance(recipe, LoopConfig):
         at = standing(config)
         rounds = [] if at.over else [f"rounds (at most {recipe.max_rounds}, {at.rounds} done)"]
-        inference = [] if getattr(recipe, "inference", "") == "one_shot" else ["inference"]
+        inference = ["inference"] if getattr(recipe, "inference", "") == "iterative" else []
         names = ["embed", "diverse", *rounds, *inference, "scores", "selected", "write"]
     return [name for name in names if name not in seen]
 
