@@ -198,6 +198,21 @@ class PaidConfig(Strict):
         return self.max_usd, self.max_usd_per_round
 
 
+class TrackingConfig(Strict):
+    """An experiment tracker that is told of the run; never changes the result.
+
+    Where it is and who may write there, the tracker's own environment variables say.
+    """
+
+    name: Literal["trackio", "wandb", "mlflow"] | None = Field(
+        default=None, description="Tracker that is told of rounds, steps and the selection; needs its package"
+    )
+    project: str = Field(
+        default="iterselect", min_length=1, description="Project there, or experiment, as the tracker calls it"
+    )
+    run: str | None = Field(default=None, description="Name of the run there; default: the name of the run folder")
+
+
 class RecipeConfig(Strict):
     """Base of every recipe's settings."""
 
@@ -218,6 +233,9 @@ class RunConfig(Strict):
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="Turns prompts into vectors")
     output: OutputConfig = Field(default_factory=OutputConfig, description="What is written")
     paid: PaidConfig = Field(default_factory=PaidConfig, description="Money for calls, and where they are recorded")
+    tracking: TrackingConfig = Field(
+        default_factory=TrackingConfig, description="An experiment tracker, told of the run"
+    )
     runtime: RuntimeConfig = Field(
         default_factory=RuntimeConfig, description="How it is executed; never changes the result"
     )

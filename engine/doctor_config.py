@@ -1,4 +1,4 @@
-"""What `iterselect doctor` says of a config: are its models here, and do its endpoints answer?
+"""What `iterselect doctor` says of a config: are its models and its tracker here, and do its endpoints answer?
 
 An endpoint is asked once, GET /models, which costs nothing: is it there, does it take the key, has it the model? The
 answer of a server is data: nothing of it is shown but a status and a count. The key goes to the configured address
@@ -28,14 +28,23 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 
 def check_config(config: RunConfig) -> list[Check]:
-    """Its models, then its endpoints."""
+    """Its models, its endpoints, its tracker."""
     checks = check_models(config)
     for role in ("generator", "judge"):
         backend = getattr(config.recipe, role, None)
         if getattr(backend, "kind", None) == "openai":
             where = backend.base_url, backend.model, backend.api_key_env  # pyright: ignore[reportOptionalMemberAccess]
             checks.append(check_endpoint(f"recipe.{role}", *where))
-    return checks
+    return [*checks, *check_tracker(config.tracking.name)]
+
+
+def check_tracker(name: str | None) -> list[Check]:
+    """Whether the package of the tracker is here; a run does without it."""
+    if name is None:
+        return []
+    if importlib.util.find_spec(name) is None:
+        return [Check("tracking", "warn", f"{name} is not installed", f"pip install 'iterselect[{name}]'")]
+    return [Check("tracking", "ok", name)]
 
 
 def check_models(config: RunConfig) -> list[Check]:

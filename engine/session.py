@@ -84,12 +84,14 @@ def run_held(
 ) -> list[dict[str, Any]]:
     """Every config in a folder that this process holds."""
     from engine.live_table import LiveTable
+    from engine.tracking.feed import tracked
 
     events, runtime, summaries = Events(store), None, []
     events.status("running", resume_command=resume_command())
     try:
         for method, config in configs.items():
-            with LiveTable(quiet=quiet) as view:
+            outputs = store if method is None else store.sub(f"{METHODS}/{method}")
+            with LiveTable(quiet=quiet) as shown, tracked(config, outputs, shown, events) as view:
                 observer = EventObserver(events, view)
                 if method is None:
                     for change in changed_settings(store, config):
@@ -105,8 +107,9 @@ def run_held(
                 from engine.job import execute
 
                 summaries.append(execute(config, store, runtime, observer.steps, method))
+                view.finished(summaries[-1])
                 if config.output.report:
-                    report_at_end(store if method is None else store.sub(f"{METHODS}/{method}"), observer)
+                    report_at_end(outputs, observer)
     except BaseException as error:
         record_end(events, error)
         raise

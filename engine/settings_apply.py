@@ -38,6 +38,7 @@ def load_apply(run: str, rest: list[str], local: bool, update: bool = False) -> 
     best = any(word.startswith("budget=") for word in overrides)
     values = {name: theirs[name] for name in KEPT}
     values["data"] = {**theirs["data"], "limit": None}
+    values["tracking"] = {**theirs["tracking"], "run": None}
     recipe = {"name": "apply", "run": absolute_root(run), "rule": "budget" if best else "threshold"}
     if update:
         recipe = rounds_of(theirs["recipe"]) | recipe | {"name": "update"}

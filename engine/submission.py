@@ -30,7 +30,7 @@ from engine.yaml_document import parse_yaml
 
 PACKAGES = ("engine", "actors")
 CONFIG_FILE = "config.yaml"
-EXECUTION = ("out", "runtime", "paid")  # settings that do not make another run of it
+EXECUTION = ("out", "runtime", "paid", "tracking")  # settings that do not make another run of it
 ACTIVE = ("PENDING", "RUNNING")
 LOCAL_FILES = ("file", "ledger", "model", "prompt", "prompts", "run")  # settings that may be a path
 

@@ -26,7 +26,7 @@ from engine.doctor import (
     judge_vllm,
     numbers,
 )
-from engine.doctor_config import check_endpoint, check_model
+from engine.doctor_config import check_endpoint, check_model, check_tracker
 from tests.conftest import ROOT
 
 KEY = "sk-do-not-show-this"
@@ -82,6 +82,11 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_model("m", "nobody/no-such-model").status == "fail"
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert check_model("m", "nobody/no-such-model").status == "warn"
+
+
+def test_trackers() -> None:
+    assert check_tracker(None) == []
+    assert [check_tracker(name)[0].status for name in ("json", "not_there")] == ["ok", "warn"]
 
 
 def test_disk_token_and_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
