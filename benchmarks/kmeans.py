@@ -7,6 +7,11 @@ all rows, so each assigns the rows iterations + 1 times. Ours is paired with eac
 times and ratios are medians. Inertia, the sum of 1 - cosine, is computed by our code for all three. The floor is the
 matrix product alone, on tiles of our shape into one buffer. Without a file the rows are synthetic: twice as many
 centres as clusters, noise twice as large as the centres, so that ten iterations do not converge.
+
+    python -m benchmarks.kmeans --forms --rows 100000 --dim 64 --k 20000 [--groups 141]
+
+compares our three forms instead (engine/algorithms/kmeans_methods.py), seeding included, once each, by CPU seconds of
+this process: `lloyd`, `sample`, `two_level`. With --groups the centres lie in so many groups, as topics do.
 """
 
 # N rows, D dimensions, K clusters
@@ -25,6 +30,7 @@ from rich.table import Table
 
 from benchmarks.record import paired, write_record
 from engine.algorithms.kmeans import CPU_TILE, INERTIA_ONE, ArrayPoints, initial_centroids, lloyd, unit_rows
+from engine.algorithms.kmeans_methods import fit
 
 
 def main() -> None:
@@ -36,11 +42,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vectors", type=Path, default=None, help="(N, D) float array in a .npy file, any scale")
+    parser.add_argument("--forms", action="store_true", help="compare lloyd, sample and two_level")
+    parser.add_argument("--groups", type=int, default=None, help="groups of synthetic centres; none by default")
     parser.add_argument("--name", default="kmeans")
     arguments = parser.parse_args()
     x_ND = synthetic(arguments) if arguments.vectors is None else from_file(arguments.vectors)
-    result = compare(x_ND, arguments)
-    print_table(result)
+    if arguments.forms:
+        result = compare_forms(x_ND, arguments)
+        Console().print_json(data=result)
+    else:
+        result = compare(x_ND, arguments)
+        print_table(result)
     print(f"record: {write_record(arguments.name, result)}")
 
 
@@ -48,6 +60,9 @@ def synthetic(arguments: argparse.Namespace) -> np.ndarray:
     """(N, D) float16 unit rows around 2 K centres."""
     rng = np.random.default_rng(arguments.seed)
     centres = rng.standard_normal((2 * arguments.k, arguments.dim), dtype=np.float32)
+    if arguments.groups:
+        tops = rng.standard_normal((arguments.groups, arguments.dim), dtype=np.float32)
+        centres += 2 * tops[rng.integers(len(tops), size=len(centres))]
     x_ND = np.empty((arguments.rows, arguments.dim), np.float16)
     for start in range(0, arguments.rows, 8192):
         rows = centres[rng.integers(len(centres), size=min(8192, arguments.rows - start))]
@@ -95,6 +110,24 @@ def compare(x_ND: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
         "fraction_of_product": floor["ratio"]["median"],
         "product_gflops": 1e-9 * operations / floor["second_s"]["median"],
     }
+
+
+def compare_forms(x_ND: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
+    """CPU seconds and inertia of each form, and both over those of lloyd."""
+    words_N = np.random.default_rng(arguments.seed).integers(0, 2**64, len(x_ND), dtype=np.uint64)
+    found: dict[str, dict[str, float]] = {}
+    for method in ("two_level", "sample", "lloyd"):
+        points, started = ArrayPoints(x_ND, words_N), time.process_time()
+        result = fit(points, arguments.k, method, seed=arguments.seed, iterations=arguments.iterations)
+        found[method] = {
+            "cpu_s": round(time.process_time() - started, 2), "inertia": round(result.inertia[-1], 2),
+            "clusters": len(result.centroids_KD), "empty": int((result.counts_K == 0).sum()),
+        }  # fmt: skip
+    for one in found.values():
+        one["seconds_over_lloyd"] = round(one["cpu_s"] / found["lloyd"]["cpu_s"], 4)
+        one["inertia_over_lloyd"] = round(one["inertia"] / found["lloyd"]["inertia"], 4)
+    shape = {"rows": len(x_ND), "dim": x_ND.shape[1], "k": arguments.k, "iterations": arguments.iterations}
+    return {**shape, "groups": arguments.groups, "forms": found}
 
 
 def ours(x_ND: np.ndarray, start_KD: np.ndarray, iterations: int) -> np.ndarray:

@@ -51,6 +51,14 @@ class EncoderConfig(Strict):
     )
 
 
+class KMeansConfig(Strict):
+    method: Literal["auto", "sample", "lloyd", "two_level"] = Field(
+        default="auto",
+        description="lloyd: every iteration over all rows; sample: over 256 rows per cluster, then one pass over all; "
+        "two_level: clusters of clusters; auto: two_level from 20,000 clusters, sample below",
+    )
+
+
 class OutputConfig(Strict):
     format: Literal["source", "messages", "alpaca", "sharegpt", "prompt-completion"] = Field(
         default="source", description="Format of data/; source keeps the training columns of the input untouched"
@@ -231,6 +239,7 @@ class RunConfig(Strict):
     )
     recipe: SerializeAsAny[RecipeConfig] = Field(description="The selection method and its settings")
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="Turns prompts into vectors")
+    kmeans: KMeansConfig = Field(default_factory=KMeansConfig, description="How vectors are clustered")
     output: OutputConfig = Field(default_factory=OutputConfig, description="What is written")
     paid: PaidConfig = Field(default_factory=PaidConfig, description="Money for calls, and where they are recorded")
     tracking: TrackingConfig = Field(

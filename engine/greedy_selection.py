@@ -16,7 +16,6 @@ import pyarrow as pa
 from pydantic import Field
 
 from engine.algorithms.facility import check_rows
-from engine.algorithms.kmeans import kmeans
 from engine.artifacts import Step, take_rows, write_table
 from engine.config_base import Strict
 from engine.data.vectors import vectors_from_arrow, vectors_to_arrow
@@ -119,8 +118,7 @@ class Work:
         self.context, self.space, self.clusters = context, space, clusters
         self.centroids: Step | None = None
         if clusters is not None:
-            around = {"clusters": clusters.count, "iterations": clusters.iterations, "seed": context.config.seed}
-            self.centroids = context.step("centroids", around, [space.fingerprint])
+            self.centroids = centroids_step(context, space.fingerprint, clusters.count, clusters.iterations)
         inputs = [(self.centroids or space).fingerprint]
         self.picks = context.step("picks", {"method": method, **settings}, inputs)
         self.scores = context.step("scores", {"column": column}, [self.picks.fingerprint]) if column else None
@@ -157,6 +155,12 @@ class Work:
         return rows_P[np.lexsort((words_P, -table[SCORE].to_numpy()))]
 
 
+def centroids_step(context: Context, vectors: str, clusters: int, iterations: int) -> Step:
+    """The step of K-Means over vectors of this fingerprint."""
+    around = {"clusters": clusters, "iterations": iterations, "seed": context.config.seed}
+    return context.step("centroids", {**around, "kmeans": context.kmeans_method(clusters)}, [vectors])
+
+
 def cluster(context: Context, index: PoolIndex, target: Step, clusters: int, iterations: int) -> np.ndarray:
     """K-Means over the members' rows: a step with a unit vector per cluster, float16 so that similarities to it are
     exact.
@@ -166,7 +170,7 @@ def cluster(context: Context, index: PoolIndex, target: Step, clusters: int, ite
     """
     if not context.reused(target):
         context.runtime.observer.step_started(target.name, index.count())
-        result = kmeans(index, clusters, seed=context.config.seed, iterations=iterations)
+        result = context.kmeans(index, clusters, iterations)
         table = pa.table({VECTOR: vectors_to_arrow(result.centroids_KD)})
         record = write_table(target, table, len(table), {"clusters": len(table), "inertia": result.inertia[-1]})
         context.runtime.observer.step_done(target.name, record.rows, record.seconds, 0, reused=False)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.algorithms.hard_similarity import HARD_BLOCK
+from engine.algorithms.kmeans_methods import method_for, multiplications
 from engine.algorithms.similarity import TILE_ROWS
 from engine.artifacts import Part, Source, Step, StepRecord
 from engine.config import RunConfig, budget_rows
@@ -100,8 +101,8 @@ def plan_steps(config: RunConfig, shards: int, like: str | None = None) -> dict[
     Returns:
         `rows`; `reuse`: names of complete steps; `run`: per step that is known to be missing `step`, `rows`, `seconds`
         (None: not known); `then`: names of what comes after; `seconds` of `run` together (None when one is not known)
-        and `seconds_from`: the run they come from or why there is none; `memory`, see `member_memory`; `missing`: what
-        this machine lacks, so that nothing is known of what comes after, or "".
+        and `seconds_from`: the run they come from or why there is none; `memory`, see `member_memory`; `kmeans`, see
+        `clustering_cost`; `missing`: what this machine lacks, so that nothing is known of what comes after, or "".
 
     Raises:
         DataError, ConfigError, EnvironmentProblem: as the run would.
@@ -118,9 +119,9 @@ def plan_steps(config: RunConfig, shards: int, like: str | None = None) -> dict[
         for name, count in ((plain(folder), count) for folder, count in store.made.items())
     ]
     try:
-        memory = member_memory(config, rows, shards)
+        memory, clustering = member_memory(config, rows, shards), clustering_cost(config, rows)
     except EnvironmentProblem:  # no encoder: `missing` says so
-        memory = None
+        memory, clustering = None, None
     reuse = finished or [plain(folder) for folder in store.found]
     seconds = [step["seconds"] for step in steps]
     known = all(one is not None for one in seconds)
@@ -132,6 +133,7 @@ def plan_steps(config: RunConfig, shards: int, like: str | None = None) -> dict[
         "seconds": round(sum(seconds), 1) if known else None,
         "seconds_from": source,
         "memory": memory,
+        "kmeans": clustering,
         "missing": missing,
     }
 
@@ -168,7 +170,7 @@ def finished_steps(config: RunConfig, pool: Step | None) -> list[str]:
         return []
     theirs, ours = json.loads(run.read_bytes("run.json")), config.model_dump(mode="json")
     apart = ("out", "paid", "runtime", "tracking")
-    same = all(theirs["config"][name] == ours[name] for name in ours if name not in apart)
+    same = all(theirs["config"].get(name) == ours[name] for name in ours if name not in apart)
     return [step.name for step in steps_of(run)] if same and theirs["steps"]["ingest"] == pool.folder else []
 
 
@@ -215,7 +217,7 @@ def member_memory(config: RunConfig, rows: int, shards: int) -> dict[str, Any] |
     """
     if not isinstance(config.recipe, LoopConfig):
         return None
-    dim = int(json.loads((Path(resolve_model(config.encoder.model)) / "config.json").read_text())["hidden_size"])
+    dim = encoder_dim(config)
     clusters = max(1, min(getattr(config.recipe, "clusters", 1), rows // 10))
     hard = budget_rows(config.budget, rows)
     members = max(1, min(shards, -(-rows // config.data.part_rows)))
@@ -224,6 +226,26 @@ def member_memory(config: RunConfig, rows: int, shards: int) -> dict[str, Any] |
         "formula": MEMORY_FORMULA, "rows": rows, "dim": dim, "clusters": clusters, "members": members, "hard": hard,
         "megabytes": round(size / 1e6, 1),
     }  # fmt: skip
+
+
+def encoder_dim(config: RunConfig) -> int:
+    """D of the encoder's vectors."""
+    return int(json.loads((Path(resolve_model(config.encoder.model)) / "config.json").read_text())["hidden_size"])
+
+
+def clustering_cost(config: RunConfig, rows: int) -> dict[str, Any] | None:
+    """Most multiplications of clustering the pool once, k-means++ left out, and those that Lloyd on all rows takes.
+
+    Returns:
+        `method`, `clusters`, `multiplications`, `lloyd`; None for methods that say no number of clusters.
+    """
+    recipe = config.recipe.model_dump()
+    if "clusters" not in recipe or "iterations" not in recipe or recipe.get("by") == "source":
+        return None
+    dim, clusters = encoder_dim(config), max(1, min(recipe["clusters"], rows // 10))
+    method = method_for(config.kmeans.method, clusters)
+    cost, lloyd = (multiplications(one, rows, dim, clusters, recipe["iterations"]) for one in (method, "lloyd"))
+    return {"method": method, "clusters": clusters, "multiplications": cost, "lloyd": lloyd}
 
 
 def member_bytes(rows: int, dim: int, clusters: int, hard: int) -> int:
@@ -248,5 +270,11 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"memory   {memory['megabytes']:,.1f} MB for each of {memory['members']} members = {memory['formula']}, "
             f"N={memory['rows']:,} D={memory['dim']} K={memory['clusters']} H={memory['hard']:,} S={memory['members']}"
+        )
+    if kmeans := plan["kmeans"]:
+        than = "" if kmeans["multiplications"] == kmeans["lloyd"] else f", lloyd {kmeans['lloyd']:.1e}"
+        lines.append(
+            f"kmeans   {kmeans['method']}, {kmeans['clusters']:,} clusters: at most {kmeans['multiplications']:.1e} "
+            f"multiplications{than}"
         )
     return lines

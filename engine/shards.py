@@ -10,6 +10,7 @@ Shapes: N rows of a shard, D dims, K clusters, H hard rows, Q queries, I rows as
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -20,14 +21,24 @@ import numpy as np
 import pyarrow as pa
 
 from engine.algorithms.hard_similarity import clip_similarity, update_best
-from engine.algorithms.kmeans import ArrayPoints, PartialSums, merge_samples, nearest_centroid
+from engine.algorithms.kmeans import (
+    ArrayPoints,
+    Fit,
+    PartialSums,
+    merge_cluster_samples,
+    merge_samples,
+    nearest_centroid,
+)
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.algorithms.sampling import cluster_quotas, smallest_per_group
 from engine.algorithms.similarity import Nearest, merge_nearest, nearest_rows
 from engine.artifacts import Step
 from engine.data.vectors import vectors_from_arrow, vectors_to_arrow
+from engine.models.threads import map_batches_on_cpu
 from engine.runtime import Group, Resources, Runtime
 from engine.schema import HARD, ID, ROW, VECTOR, id_words, seeded_hash
+
+Thin = tuple[int, int]  # largest hash of a row of a sample, seed of the hash
 
 
 class Scores(Protocol):
@@ -78,6 +89,7 @@ class PoolShard:
         self.best_N = np.full(len(self.rows_N), -np.inf, dtype=np.float32)
         self.applied: list[str] = []
         self.points: ArrayPoints | None = None
+        self.sampled: tuple[Thin, ArrayPoints] | None = None
 
     def _catch_up(self, log: Sequence[Step]) -> None:
         """Applies the entries not seen yet: their rows leave the candidates, and the hard ones join the hard set."""
@@ -97,11 +109,16 @@ class PoolShard:
         at = np.minimum(at, len(self.rows_N) - 1)
         return at[self.rows_N[at] == rows_I]
 
-    def _points(self, log: Sequence[Step]) -> ArrayPoints:
+    def _points(self, log: Sequence[Step], thin: Thin | None = None) -> ArrayPoints:
+        """The candidates, or those of them that a sample holds; of samples the last one is kept."""
         self._catch_up(log)
         if self.points is None:
-            self.points = ArrayPoints(self.x_ND, self.words_N, self.alive_N)
-        return self.points
+            self.points, self.sampled = ArrayPoints(self.x_ND, self.words_N, self.alive_N), None
+        if thin is None:
+            return self.points
+        if self.sampled is None or self.sampled[0] != thin:
+            self.sampled = thin, self.points.thinned(*thin)
+        return self.sampled[1]
 
     def _probability(self, at_I: np.ndarray, scores: Scores | None) -> np.ndarray:
         """M of some rows, NaN when no scores were asked for."""
@@ -118,15 +135,27 @@ class PoolShard:
             np.full(len(at_I), -1, dtype=np.int32) if cluster_I is None else cluster_I.astype(np.int32),
         )
 
-    def count(self, log: Sequence[Step]) -> int:
-        return self._points(log).count()
+    def count(self, log: Sequence[Step], thin: Thin | None = None) -> int:
+        return self._points(log, thin).count()
 
-    def sample(self, log: Sequence[Step], num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, log: Sequence[Step], num_rows: int, seed: int, thin: Thin | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """This shard's part of a hash-chosen sample: ((M,) uint64 hashes, (M, D) vectors), M <= num_rows."""
-        return self._points(log).sample_with_hashes(num_rows, seed)
+        return self._points(log, thin).sample_with_hashes(num_rows, seed)
 
-    def assign(self, log: Sequence[Step], centroids_KD: np.ndarray) -> PartialSums:
-        return self._points(log).assign(centroids_KD)
+    def assign(self, log: Sequence[Step], centroids_KD: np.ndarray, thin: Thin | None = None) -> PartialSums:
+        return self._points(log, thin).assign(centroids_KD)
+
+    def cluster_samples(
+        self, log: Sequence[Step], centroids_KD: np.ndarray, quotas_K: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `ArrayPoints.cluster_samples`."""
+        return self._points(log).cluster_samples(centroids_KD, quotas_K, seed)
+
+    def fit_each(self, fit: Fit, clusters: Sequence[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+        """Fits clusters whose rows need not be this member's, a thread for each."""
+        return list(map_batches_on_cpu(lambda cluster: fit(*cluster), clusters))
 
     def draw(
         self,
@@ -249,6 +278,7 @@ class PoolIndex:
         shards = [{"pool": pool, "vectors": vectors, "parts": h, "threads": runtime.threads} for h in held]
         self.group: Group = runtime.group(self.member, shards, resources)
         self.log: list[Step] = []
+        self.thin: Thin | None = None
         self._dim = int(vectors.read(parts[0], [VECTOR]).schema.field(VECTOR).type.list_size)
 
     def remember(self, entry: Step) -> None:
@@ -256,16 +286,29 @@ class PoolIndex:
         self.log.append(entry)
 
     def count(self) -> int:
-        return sum(self.group.call("count", self.log))
+        return sum(self.group.call("count", self.log, self.thin))
 
     def dim(self) -> int:
         return self._dim
 
     def sample(self, num_rows: int, seed: int) -> np.ndarray:
-        return merge_samples(self.group.call("sample", self.log, num_rows, seed), num_rows)[1]
+        return merge_samples(self.group.call("sample", self.log, num_rows, seed, self.thin), num_rows)[1]
 
     def assign(self, centroids_KD: np.ndarray) -> PartialSums:
-        return reduce(add, self.group.call("assign", self.log, centroids_KD))
+        return reduce(add, self.group.call("assign", self.log, centroids_KD, self.thin))
+
+    def thinned(self, limit: int, seed: int) -> PoolIndex:
+        """The same members and log, of which K-Means sees the rows of a sample only."""
+        view = copy.copy(self)
+        view.thin = (limit, seed)
+        return view
+
+    def fit_clusters(self, centroids_KD: np.ndarray, fine_K: np.ndarray, rows: int, fit: Fit) -> list[np.ndarray]:
+        pieces = self.group.call("cluster_samples", self.log, centroids_KD, rows * fine_K, fit.seed)
+        clusters = merge_cluster_samples(pieces, fine_K, rows)
+        size = min(self.group.size, len(clusters))
+        fitted = dict(self.group.dispatch("fit_each", [(fit, clusters[number::size]) for number in range(size)]))
+        return [fitted[place % size][place // size] for place in range(len(clusters))]
 
     def draw(
         self,

@@ -50,6 +50,15 @@ def test_ray_with_workers_and_shards(
     assert outputs(tmp_path / "out") == reference
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_levels_of_clusters_on_ray(small_pool: Path, tmp_path: Path, recorder: Any, ray_cluster: Any) -> None:
+    configs = [config_for(small_pool, tmp_path / name, "kmeans.method=two_level") for name in ("local", "ray")]
+    run_local(configs[0], recorder)
+    run_ray(configs[1], recorder, 2, 3)
+    assert outputs(tmp_path / "local") == outputs(tmp_path / "ray")
+
+
 def test_permuted_input_selects_the_same_ids(
     small_pool: Path, reference: dict[str, bytes], tmp_path: Path, recorder: Any
 ) -> None:

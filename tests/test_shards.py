@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from engine.algorithms import kmeans_methods
 from engine.algorithms.kmeans import kmeans
+from engine.algorithms.kmeans_methods import Method, fit
 from engine.artifacts import Step, write_table
 from engine.data.vectors import vectors_from_arrow, vectors_to_arrow
 from engine.local import LocalRuntime
@@ -122,3 +124,19 @@ def test_similarity_is_brute_force_without_self(tmp_path: Path, recorder: Any) -
     assert np.abs(rows.similarity - np.clip(products.max(axis=1), 0, 1)).max() < 1e-6
     assert rows.similarity[6] > 0.999  # row 6 equals row 5, which is hard
     assert rows.similarity[5] < 0.999  # row 5 must not match itself
+
+
+@pytest.mark.parametrize("method", ["sample", "two_level"])
+def test_other_forms_of_k_means_give_the_same_bytes(tmp_path: Path, recorder: Any, monkeypatch: Any, method: Method):
+    monkeypatch.setattr(kmeans_methods, "LEAST_ROWS", 100)
+    monkeypatch.setattr(kmeans_methods, "ROWS_PER_CENTROID", 8)
+    monkeypatch.setattr(kmeans_methods, "GATHER_ROWS", 150)  # several batches
+    found = []
+    for shards in (1, 3, 11):
+        index = make_index(tmp_path / str(shards), recorder, shards)
+        first = fit(index, 30, method, seed=3, iterations=4)
+        index.remember(log_entry(index, Store(tmp_path / str(shards)), 0, np.arange(40)))
+        later = fit(index, 30, method, seed=3, iterations=4)
+        assert first.counts_K.sum() == ROWS and later.counts_K.sum() == ROWS - 40
+        found.append([(r.centroids_KD.tobytes(), r.counts_K.tobytes(), r.inertia) for r in (first, later)])
+    assert found[0] == found[1] == found[2]

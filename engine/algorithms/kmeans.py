@@ -1,9 +1,9 @@
 """Spherical K-Means over any number of shards, with the same bits whatever the sharding or the order of the rows.
 
 Spherical Lloyd (Dhillon and Modha 2001) on unit vectors: a row belongs to the centroid of largest inner product, ties
-to the lowest centroid; a centroid is the normalised sum of its rows. Initial centroids by k-means++ (Arthur and
-Vassilvitskii 2007) on the rows of smallest seeded id hash. Empty clusters split the largest ones as in FAISS, but by
-rank, without a random draw. Three facts give equal bits:
+to the lowest centroid; a centroid is the normalised sum of its rows. Initial centroids by k-means++ on the rows of
+smallest seeded id hash. Empty clusters split the largest ones as in FAISS, but by rank, without a random draw. Forms
+that look at fewer rows or centroids are in kmeans_methods.py. Three facts give equal bits:
 
 - float16 components in [-1, 1] are multiples of 2^-24, so float64 sums of up to 2^29 of them are exact in any order;
   that also lets a shard update its sums by the moved rows alone;
@@ -14,8 +14,7 @@ Bits are those of one kind of device: do not mix CPU and GPU shards, or differen
 of Ray or of files; an actor that owns an `ArrayPoints` and delegates to it is a shard.
 """
 
-# Shape letters: N rows, D dimensions, K clusters, M rows sampled or alive, B candidates, T rows of a tile,
-# W centroids of a block.
+# Shape letters: N rows, D dimensions, K clusters, M rows sampled or alive, T rows of a tile, W centroids of a block.
 
 from __future__ import annotations
 
@@ -27,6 +26,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from engine.algorithms.kmeans_start import initial_centroids, unit_rows
+from engine.algorithms.sampling import smallest_per_group
 from engine.algorithms.similarity import check_vectors, float32_tiles
 from engine.errors import ConfigError, DataError
 from engine.schema import seeded_hash
@@ -39,7 +40,6 @@ CPU_TILE, GPU_TILE = 2048, 32_768
 CENTROID_BLOCK = 4096  # centroids multiplied at a time: bounds the scores at T x 4,096 for any K
 WIDTH_STEP = 16  # in products of other widths, one column among them, the rounding depends on the thread count
 SPLIT = 1.0 / 1024.0  # FAISS's perturbation when it splits a cluster
-CANDIDATES = 64  # k-means++ proposals drawn per pass over the sample
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,33 @@ class Points(Protocol):
         """Sums, counts and inertia under the given (K, D) float32 centroids."""
         ...
 
+    def thinned(self, limit: int, seed: int) -> Points:
+        """The live rows whose hash, the one `sample` goes by, is at most `limit`. Nothing is copied or moved."""
+        ...
+
+    def fit_clusters(self, centroids_KD: np.ndarray, fine_K: np.ndarray, rows: int, fit: Fit) -> list[np.ndarray]:
+        """Fits some clusters on rows of their own.
+
+        Args:
+            centroids_KD: (K, D) float32; a row belongs to the nearest.
+            fine_K: (K,) int64 centroids wanted of each cluster; clusters of 0 are left out.
+            rows: most rows to fit one centroid on: those of smallest hash.
+            fit: (M, D) float16 rows in hash order, and centroids wanted -> (k, D) float32.
+
+        Returns:
+            the centroids of each cluster that is fitted, in the order of clusters.
+        """
+        ...
+
+
+class Fit(Protocol):
+    """Clusters the rows of one cluster. Travels to the members."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def __call__(self, x_MD: np.ndarray, k: int) -> np.ndarray: ...
+
 
 class ArrayPoints:
     """One shard in memory.
@@ -89,14 +116,21 @@ class ArrayPoints:
         x_ND: (N, D) float16 unit vectors; may be memory-mapped.
         id_words_N: (N,) uint64 from `schema.id_words`.
         alive_N: (N,) bool, rows to cluster; all when None.
+        tile_rows: rows of every product; `CPU_TILE` or `GPU_TILE` when None. Equal bits need equal tiles.
 
     Raises:
         DataError: vectors are not float16 in [-1, 1].
     """
 
-    def __init__(self, x_ND: np.ndarray, id_words_N: np.ndarray, alive_N: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        x_ND: np.ndarray,
+        id_words_N: np.ndarray,
+        alive_N: np.ndarray | None = None,
+        tile_rows: int | None = None,
+    ) -> None:
         check_vectors(x_ND)
-        self.x_ND, self.id_words_N = x_ND, id_words_N
+        self.x_ND, self.id_words_N, self.tile_rows = x_ND, id_words_N, tile_rows
         self.rows_M = None if alive_N is None or alive_N.all() else np.flatnonzero(alive_N)
         # Results for the last centroids seen: a cache only, since exact sums do not depend on their history.
         self._centroids_KD = np.empty((0, 0), np.float32)
@@ -114,16 +148,34 @@ class ArrayPoints:
 
     def sample_with_hashes(self, num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The sample with its (M,) uint64 hashes, from which `merge_samples` takes that of all shards."""
-        rows_M = np.arange(len(self.x_ND)) if self.rows_M is None else self.rows_M
-        keys_M = seeded_hash(self.id_words_N[rows_M], seed, "kmeans-sample")
+        rows_M, keys_M = self._hashed(seed)
         if num_rows < len(keys_M):
             near = np.flatnonzero(keys_M <= np.partition(keys_M, num_rows)[num_rows])
             keys_M, rows_M = keys_M[near], rows_M[near]
         order_M = np.argsort(keys_M, kind="stable")[:num_rows]
         return keys_M[order_M], self.x_ND[rows_M[order_M]]
 
+    def thinned(self, limit: int, seed: int) -> ArrayPoints:
+        rows_M, keys_M = self._hashed(seed)
+        alive_N = np.zeros(len(self.x_ND), dtype=bool)
+        alive_N[rows_M[keys_M <= np.uint64(limit)]] = True
+        return ArrayPoints(self.x_ND, self.id_words_N, alive_N, self.tile_rows)
+
+    def cluster_samples(
+        self, centroids_KD: np.ndarray, quotas_K: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each cluster the rows of smallest hash, up to its quota: (M,) labels, (M,) uint64 hashes, (M, D) rows."""
+        rows_M, keys_M = self._hashed(seed)
+        labels_M = self.labels(centroids_KD)[0][rows_M]
+        wanted_M = np.flatnonzero(quotas_K[labels_M])
+        picked = wanted_M[smallest_per_group(labels_M[wanted_M], keys_M[wanted_M], quotas_K)]
+        return labels_M[picked], keys_M[picked], self.x_ND[rows_M[picked]]
+
+    def fit_clusters(self, centroids_KD: np.ndarray, fine_K: np.ndarray, rows: int, fit: Fit) -> list[np.ndarray]:
+        return MergedPoints([self]).fit_clusters(centroids_KD, fine_K, rows, fit)
+
     def assign(self, centroids_KD: np.ndarray) -> PartialSums:
-        labels_M, best_M = nearest_centroid(self.x_ND, centroids_KD, self.rows_M)
+        labels_M, best_M = nearest_centroid(self.x_ND, centroids_KD, self.rows_M, self.tile_rows)
         sums_KD = self._sums(labels_M, centroids_KD.shape)
         self._centroids_KD, self._labels_M, self._best_M = centroids_KD.copy(), labels_M, best_M
         self._sums_KD = sums_KD
@@ -136,7 +188,7 @@ class ArrayPoints:
         if np.array_equal(centroids_KD, self._centroids_KD):
             labels_M, best_M = self._labels_M, self._best_M
         else:
-            labels_M, best_M = nearest_centroid(self.x_ND, centroids_KD, self.rows_M)
+            labels_M, best_M = nearest_centroid(self.x_ND, centroids_KD, self.rows_M, self.tile_rows)
         live = slice(None) if self.rows_M is None else self.rows_M
         labels_N = np.full(len(self.x_ND), -1, np.int32)
         similarity_N = np.full(len(self.x_ND), np.nan, np.float32)
@@ -149,12 +201,17 @@ class ArrayPoints:
             moved_M = np.flatnonzero(labels_M != self._labels_M)
             if 2 * len(moved_M) < len(labels_M):
                 sums_KD = self._sums_KD.copy()
-                add_rows(sums_KD, self.x_ND, self._rows(moved_M), self._labels_M[moved_M], -1.0)
-                add_rows(sums_KD, self.x_ND, self._rows(moved_M), labels_M[moved_M], 1.0)
+                add_rows(sums_KD, self.x_ND, self._rows(moved_M), self._labels_M[moved_M], -1.0, self.tile_rows)
+                add_rows(sums_KD, self.x_ND, self._rows(moved_M), labels_M[moved_M], 1.0, self.tile_rows)
                 return sums_KD
         sums_KD = np.zeros(shape)
-        add_rows(sums_KD, self.x_ND, self.rows_M, labels_M, 1.0)
+        add_rows(sums_KD, self.x_ND, self.rows_M, labels_M, 1.0, self.tile_rows)
         return sums_KD
+
+    def _hashed(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the live rows, and their hashes."""
+        rows_M = np.arange(len(self.x_ND)) if self.rows_M is None else self.rows_M
+        return rows_M, seeded_hash(self.id_words_N[rows_M], seed, "kmeans-sample")
 
     def _rows(self, positions: np.ndarray) -> np.ndarray:
         return positions if self.rows_M is None else self.rows_M[positions]
@@ -178,12 +235,30 @@ class MergedPoints:
     def assign(self, centroids_KD: np.ndarray) -> PartialSums:
         return reduce(add, (shard.assign(centroids_KD) for shard in self.shards))
 
+    def thinned(self, limit: int, seed: int) -> MergedPoints:
+        return MergedPoints([shard.thinned(limit, seed) for shard in self.shards])
+
+    def fit_clusters(self, centroids_KD: np.ndarray, fine_K: np.ndarray, rows: int, fit: Fit) -> list[np.ndarray]:
+        samples = [shard.cluster_samples(centroids_KD, rows * fine_K, fit.seed) for shard in self.shards]
+        return [fit(x_MD, k) for x_MD, k in merge_cluster_samples(samples, fine_K, rows)]
+
 
 def merge_samples(samples: Sequence[tuple[np.ndarray, np.ndarray]], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of smallest hash over all shards' samples, in hash order: (M,) uint64, (M, D) float16."""
     keys_M = np.concatenate([keys for keys, _ in samples])
     order_M = np.argsort(keys_M, kind="stable")[:num_rows]
     return keys_M[order_M], np.concatenate([rows for _, rows in samples])[order_M]
+
+
+def merge_cluster_samples(
+    samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], fine_K: np.ndarray, rows: int
+) -> list[tuple[np.ndarray, int]]:
+    """The rows of smallest hash of each cluster over all shards' samples, in hash order, with its centroids wanted."""
+    labels_M, keys_M, x_MD = (np.concatenate(pieces) for pieces in zip(*samples, strict=True))
+    picked = smallest_per_group(labels_M, keys_M, rows * fine_K)
+    ends = np.searchsorted(labels_M[picked], np.arange(1, len(fine_K)))
+    pieces = zip(np.split(picked, ends), fine_K.tolist(), strict=True)
+    return [(x_MD[at], k) for at, k in pieces if k]
 
 
 def kmeans(
@@ -248,73 +323,8 @@ def next_centroids(partial: PartialSums, centroids_KD: np.ndarray) -> tuple[np.n
     return moved_KD, len(donors) > 0
 
 
-def unit_rows(x_KD: np.ndarray, fallback_KD: np.ndarray) -> np.ndarray:
-    """Rows divided by their norm, as float32; a zero row is replaced by the fallback's."""
-    norms_K1 = np.sqrt((x_KD * x_KD).sum(axis=1, keepdims=True))
-    return np.where(norms_K1 > 0, x_KD / np.where(norms_K1 > 0, norms_K1, 1.0), fallback_KD).astype(np.float32)
-
-
-def initial_centroids(sample_MD: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """k-means++ on the distinct rows of the sample, weighted by how often each occurs.
-
-    The next centroid is drawn with probability proportional to d(x) = 1 - max similarity to those chosen, half the
-    squared distance of unit vectors. To pass over the sample once per many draws, candidates are drawn from an older d
-    and accepted with probability d_now / d_old: exactly the same distribution, as d only falls.
-
-    Args:
-        sample_MD: (M, D) float16 in an order that does not depend on the sharding.
-        k: centroids wanted.
-        seed: of the draws.
-
-    Returns:
-        (K, D) float32 unit rows, K = min(k, distinct rows).
-    """
-    packed_M = np.ascontiguousarray(sample_MD + np.float16(0)).view(f"V{2 * sample_MD.shape[1]}").ravel()  # -0 -> 0
-    _, first, weights = np.unique(packed_M, return_index=True, return_counts=True)
-    order = np.argsort(first)
-    rows_MD, weight_M = sample_MD[first[order]], weights[order].astype(np.float64)
-    chosen = list(range(len(rows_MD))) if len(rows_MD) <= k else _plus_plus(rows_MD, weight_M, k, seed)
-    centroids_KD = rows_MD[chosen].astype(np.float64)
-    return unit_rows(centroids_KD, centroids_KD)
-
-
-def _plus_plus(rows_MD: np.ndarray, weight_M: np.ndarray, k: int, seed: int) -> list[int]:
-    """Positions of k of the M > k distinct rows."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    distance_M = np.full(len(rows_MD), 2.0)  # the largest there is: every row is equally far before the first draw
-    chosen: list[int] = []
-    while len(chosen) < k:
-        cumulative_M = np.cumsum(weight_M * distance_M)
-        if cumulative_M[-1] <= 0:  # what is left coincides with a centroid in float32: take the sample's own order
-            return chosen + np.setdiff1d(np.arange(len(rows_MD)), chosen)[: k - len(chosen)].tolist()
-        drawn_B = np.searchsorted(cumulative_M, rng.random(CANDIDATES) * cumulative_M[-1], side="right")
-        drawn_B = np.minimum(drawn_B, np.flatnonzero(distance_M)[-1])  # rounding may step past the last row
-        accept_B = rng.random(CANDIDATES)
-        apart_BM = _distances(rows_MD, drawn_B)
-        taken: list[int] = []
-        for b, row in enumerate(drawn_B.tolist()):
-            now = min(distance_M[row], apart_BM[taken, row].min(initial=2.0))
-            if len(chosen) < k and row not in chosen and accept_B[b] * distance_M[row] < now:
-                taken.append(b)
-                chosen.append(row)
-        distance_M = np.minimum(distance_M, apart_BM[taken].min(axis=0))
-        distance_M[chosen] = 0.0
-    return chosen
-
-
-def _distances(rows_MD: np.ndarray, picked_B: np.ndarray) -> np.ndarray:
-    """(B, M) float32 of max(0, 1 - inner product) with the picked rows."""
-    import torch
-
-    picked_BD = torch.from_numpy(rows_MD[picked_B].astype(np.float32))
-    apart_BM = np.empty((len(picked_B), len(rows_MD)), np.float32)
-    for start, stop, tile_TD in float32_tiles(rows_MD, tile_rows=CPU_TILE):
-        np.subtract(1.0, torch.mm(picked_BD, tile_TD.T)[:, : stop - start].numpy(), out=apart_BM[:, start:stop])
-    return np.maximum(apart_BM, 0.0, out=apart_BM)
-
-
 def nearest_centroid(
-    x_ND: np.ndarray, centroids_KD: np.ndarray, rows_M: np.ndarray | None = None
+    x_ND: np.ndarray, centroids_KD: np.ndarray, rows_M: np.ndarray | None = None, tile_rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centroid of largest inner product, ties to the lowest; float32 products on tiles of fixed shape.
 
@@ -322,6 +332,7 @@ def nearest_centroid(
         x_ND: (N, D) float16.
         centroids_KD: (K, D) float32, K >= 1.
         rows_M: (M,) positions to look at; all N when None.
+        tile_rows: rows of every product; `CPU_TILE` or `GPU_TILE` when None.
 
     Returns:
         labels_M (M,) int32 and best_M (M,) float32.
@@ -330,7 +341,7 @@ def nearest_centroid(
 
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    tile_rows = GPU_TILE if gpu else CPU_TILE
+    tile_rows = tile_rows or (GPU_TILE if gpu else CPU_TILE)
     blocks = []
     for start in range(0, len(centroids_KD), CENTROID_BLOCK):
         block = np.ascontiguousarray(centroids_KD[start : start + CENTROID_BLOCK], dtype=np.float32)
@@ -364,12 +375,17 @@ def _tile_nearest(
 
 
 def add_rows(
-    sums_KD: np.ndarray, x_ND: np.ndarray, rows_M: np.ndarray | None, labels_M: np.ndarray, sign: float
+    sums_KD: np.ndarray,
+    x_ND: np.ndarray,
+    rows_M: np.ndarray | None,
+    labels_M: np.ndarray,
+    sign: float,
+    tile_rows: int | None = None,
 ) -> None:
     """Add `sign` times each row to its cluster's sum, in place; exact in float64 (see the top of the file)."""
     import torch
 
     target_KD, labels = torch.from_numpy(sums_KD), torch.from_numpy(labels_M)
-    for start, stop, tile_TD in float32_tiles(x_ND, rows_M, CPU_TILE):
+    for start, stop, tile_TD in float32_tiles(x_ND, rows_M, tile_rows or CPU_TILE):
         rows_TD = torch.from_numpy(tile_TD[: stop - start].numpy().astype(np.float64))
         target_KD.index_add_(0, labels[start:stop], rows_TD, alpha=sign)

@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import Field
 
 from engine.algorithms.baselines import balanced_draw
-from engine.algorithms.kmeans import kmeans
 from engine.config import RecipeConfig
 from engine.recipes.base import Context, Selection
 from engine.schema import ID, ROW, SOURCE, id_words, seeded_hash
@@ -50,7 +49,7 @@ def balanced_by_cluster(context: Context, config: Config) -> np.ndarray:
     """(budget,) rows, the same number from every K-Means cluster as far as they last."""
     seed = context.config.seed
     index = context.index(context.vectors())
-    result = kmeans(index, config.clusters, seed=seed, iterations=config.iterations)
+    result = context.kmeans(index, config.clusters, config.iterations)
     drawn = index.draw(result.centroids_KD, result.counts_K, context.budget, "equal", seed, "balanced_random")
     index.close()
     return drawn.rows[np.argsort(seeded_hash(drawn.words, seed, "balanced_random"), kind="stable")]
@@ -62,5 +61,7 @@ def select(context: Context) -> Selection:
     rows = balanced_by_source(context) if config.by == "source" else balanced_by_cluster(context, config)
     vectors = context.vectors().fingerprint if config.by == "cluster" else ""
     settings = {"seed": context.config.seed, **config.model_dump(), "vectors": vectors}
+    if config.by == "cluster":
+        settings["kmeans"] = context.kmeans_method(config.clusters)
     selected = context.select_rows("balanced_random", rows, f"drawn at random, balanced by {config.by}", settings)
     return Selection(selected, None, "not drawn")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.algorithms.kmeans import KMeansResult
+from engine.algorithms.kmeans_methods import Method, fit, method_for
 from engine.artifacts import Step, take_rows, write_table
 from engine.config import RunConfig
 from engine.errors import TooManyFailures
@@ -111,6 +113,14 @@ class Context:
 
     def index(self, vectors: Step) -> PoolIndex:
         return PoolIndex(self.runtime, self.pool, vectors)
+
+    def kmeans_method(self, clusters: int) -> Method:
+        """How rows are put into so many clusters; part of what determines the bytes."""
+        return method_for(self.config.kmeans.method, clusters)
+
+    def kmeans(self, index: PoolIndex, clusters: int, iterations: int) -> KMeansResult:
+        """K-Means over the candidates of the index, as the config says."""
+        return fit(index, clusters, self.kmeans_method(clusters), seed=self.config.seed, iterations=iterations)
 
     def resources(self, resident: bool = False) -> Resources:
         """Of one worker that runs a model."""

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from engine.algorithms.kmeans import kmeans, lloyd
+from engine.algorithms.kmeans_methods import refit
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.artifacts import Step, take_rows, write_table
 from engine.config_base import Fraction
@@ -105,6 +105,7 @@ def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, ve
     """
     names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw")
     settings = {"seed": context.config.seed, **{name: getattr(config, name) for name in names}}
+    settings["kmeans"] = context.kmeans_method(max(1, min(config.clusters, context.pool_rows // 10)))
     inputs = [vectors.fingerprint, *(entry.fingerprint for entry in index.log)]
     target = context.step("diverse", settings, inputs)
     if not context.reused(target):
@@ -118,7 +119,7 @@ def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, ve
         context.runtime.observer.step_started("diverse", candidates)
         size = diverse_rows(config, candidates)
         clusters = max(1, min(config.clusters, candidates // 10))
-        result = kmeans(index, clusters, seed=context.config.seed, iterations=config.iterations)
+        result = context.kmeans(index, clusters, config.iterations)
         drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, context.config.seed, "diverse")
         table = take_rows(context.pool, drawn.rows)
         table = table.append_column(VECTOR, index.vectors_arrow(drawn.rows))
@@ -202,7 +203,8 @@ def inference_turn(
     K-Means over what is left starts from the pool's centroids: it ends near them, in a few iterations.
     """
     seed = context.config.seed
-    result = lloyd(index, centroids_KD, iterations=config.iterations, tol=1e-4)
+    method = context.kmeans_method(len(centroids_KD))
+    result = refit(index, centroids_KD, method, seed=seed, iterations=config.iterations, tol=1e-4)
     size = max(diverse_rows(config, left), min(left, 2 * take))
     drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, seed, f"inference/{turn}", scores)
     best = drawn.take(top_rows(f_scores(config, index, drawn), drawn.words, take))

@@ -11,7 +11,7 @@ from pydantic import Field
 from engine.algorithms.kmeans import nearest_centroid
 from engine.artifacts import Step
 from engine.data.vectors import vectors_from_arrow
-from engine.greedy_selection import VectorConfig, cluster, embed
+from engine.greedy_selection import VectorConfig, centroids_step, cluster, embed
 from engine.recipes.base import Context
 from engine.runtime import StageSpec
 from engine.schema import ERROR, VECTOR
@@ -41,8 +41,7 @@ class NearestCluster:
 def cluster_centroids(context: Context, vectors: Step, clusters: int, iterations: int) -> Step:
     """K-Means over the pool: the step `centroids`, of at most `clusters` and at most a tenth of the pool's rows."""
     clusters = max(1, min(clusters, context.pool_rows // 10))
-    around = {"clusters": clusters, "iterations": iterations, "seed": context.config.seed}
-    centroids = context.step("centroids", around, [vectors.fingerprint])
+    centroids = centroids_step(context, vectors.fingerprint, clusters, iterations)
     if centroids.record() is None:
         index = context.index(vectors)
         try:
