@@ -146,6 +146,8 @@ class JobServer:
                 # The next line raises if the cluster is gone; otherwise only the connection was.
                 self._client.get_job_status(submission)
             if str(self._client.get_job_status(submission)) not in ACTIVE:
+                # What was printed after the connection was lost, or just before the end.
+                write(self._client.get_job_logs(submission)[written:])
                 return
             await asyncio.sleep(POLL_S)
 

@@ -39,7 +39,7 @@ class Part:
     sha256: str
     read_requests: int = 0  # remote reads of the process that made it, since it made the one before
     read_bytes: int = 0
-    bytes: int = 0  # 0, as tokens, in parts that were made before these were counted
+    size_bytes: int = 0  # 0, as tokens, in parts that were made before these were counted
     tokens: int = 0
 
     def used(self) -> dict[str, float]:
@@ -48,7 +48,7 @@ class Part:
             "rows": self.rows,
             "failed": self.failed,
             "busy_s": self.seconds,
-            "bytes": self.bytes,
+            "bytes": self.size_bytes,
             "tokens": self.tokens,
         }
 
@@ -185,7 +185,7 @@ class Step:
         digest, reads = hashlib.sha256(data).hexdigest(), READS.take()
         part = Part(
             index, file, table.num_rows, failed, round(seconds, 4), digest,
-            bytes=len(data), tokens=tokens, read_requests=reads.requests, read_bytes=reads.bytes,
+            size_bytes=len(data), tokens=tokens, read_requests=reads.requests, read_bytes=reads.bytes,
         )  # fmt: skip
         if not self.store.create(f"{self.folder}/part-{index:05d}.commit", json.dumps(asdict(part)).encode()):
             return self.part(index)

@@ -136,8 +136,7 @@ def run(
             config = config.model_copy(update={"paid": config.paid.model_copy(update={"max_usd": max_usd})})
         configs[label] = config
     if dry_run:
-        for config in configs.values():
-            show_plan(config, None, None, as_json)
+        show_plans(configs, None, None, as_json)
         return
     if not yes:
         confirm_cost(list(configs.values()))
@@ -216,22 +215,38 @@ def plan(
     from engine.settings import load_config
 
     words = [*(rest or []), *([f"data.limit={limit}"] if limit is not None else [])]
-    show_plan(load_config(target, words), nodes, like, as_json)
+    show_plans({None: load_config(target, words)}, nodes, like, as_json)
 
 
-def show_plan(config: Any, nodes: str | None, like: str | None, as_json: bool) -> None:
-    """Prints the plan of a run: steps, seconds, memory, paid calls, placement."""
+def show_plans(configs: dict[Any, Any], nodes: str | None, like: str | None, as_json: bool) -> None:
+    """Prints plans: of a run, under None, or of several methods by label, which are one JSON object together."""
+    if not as_json:
+        for config in configs.values():
+            show_plan(config, nodes, like)
+        return
+    plans = {}
+    for label, config in configs.items():
+        found, steps, placed = plan_facts(config, nodes, like)
+        plans[label] = {**found, "placement": [one.facts() for one in placed], "steps": steps}
+    print(json.dumps(plans.get(None, plans), indent=1))
+
+
+def plan_facts(config: Any, nodes: str | None, like: str | None) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Paid calls ({} when there are none), steps, and placed phases of a run."""
     from engine.paid.plan import estimate
     from engine.paid.service import paid_backends
-    from engine.plan_steps import describe as describe_steps
     from engine.plan_steps import plan_steps
 
     found = estimate(config) if paid_backends(config) else {}
     placed, shards = placement(config, nodes) if config.runtime.mode == "ray" else ([], config.runtime.shards or 1)
-    steps = plan_steps(config, shards, like)
-    if as_json:
-        print(json.dumps({**found, "placement": [one.facts() for one in placed], "steps": steps}, indent=1))
-        return
+    return found, plan_steps(config, shards, like), placed
+
+
+def show_plan(config: Any, nodes: str | None, like: str | None) -> None:
+    """Prints the plan of a run: steps, seconds, memory, paid calls, placement."""
+    from engine.plan_steps import describe as describe_steps
+
+    found, steps, placed = plan_facts(config, nodes, like)
     console = Console()
     for text in describe_steps(steps):
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -75,7 +75,7 @@ def write_outputs(context: Context, selection: Selection) -> dict[str, Any]:
     write_scores(context, selection)
     ranked = selection.selected.read_all([ID])[ID].to_pylist()
     store.write_bytes("ids.txt", "".join(f"{key}\n" for key in ranked).encode())
-    store.write_bytes("rejected.jsonl", context.store.read_bytes(f"{context.pool.folder}/rejected.jsonl"))
+    store.copy_file(context.store, f"{context.pool.folder}/rejected.jsonl", "rejected.jsonl")
     return {"selected": len(ranked), "format": chosen.written.name}
 
 

@@ -51,7 +51,7 @@ def run_pool(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Inp
                 table = take_rows(whole, rows_I[low : low + config.data.part_rows])
                 numbers = pa.array(np.arange(low, low + len(table)))
                 step.commit(index, table.set_column(0, table.schema.field(ROW), numbers))
-        store.write_bytes(f"{step.folder}/rejected.jsonl", store.read_bytes(f"{whole.folder}/rejected.jsonl"))
+        store.copy_file(store, f"{whole.folder}/rejected.jsonl", f"{step.folder}/rejected.jsonl")
         step.finish(started=started, rows=limit, extra={**counts.extra, "pool": limit, "left_out": counts.rows - limit})
         runtime.observer.step_done(PILOT, limit, step.require().seconds, 0, reused=False)
     else:
@@ -92,7 +92,7 @@ def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Input
     started = time.monotonic()
     runtime.observer.step_started(name, 0)
     options = ingest_options(data)
-    with tempfile.TemporaryFile() as rejects:
+    with tempfile.NamedTemporaryFile() as rejects:
 
         def on_reject(reject: Reject) -> None:
             rejects.write((json.dumps(reject.to_dict(), ensure_ascii=True) + "\n").encode())
@@ -103,8 +103,8 @@ def ingest(config: RunConfig, store: Store, runtime: Runtime, inputs: list[Input
             if index not in done:
                 runtime.observer.used(name, step.commit(index, table).used())
             runtime.observer.advance(name, table.num_rows)
-        rejects.seek(0)
-        store.write_bytes(f"{step.folder}/rejected.jsonl", rejects.read())
+        rejects.flush()
+        store.write_file(f"{step.folder}/rejected.jsonl", rejects.name)
     formats = {path: dataclasses.asdict(found) for path, found in source.formats.items()}
     facts = {**source.counts.to_dict(), "formats": formats, "empty_files": source.empty_files}
     record = step.finish(started=started, rows=source.counts.pool, extra=facts)

@@ -8,6 +8,7 @@ reads are the usual reason for a slow run. It knows nothing of runs; what it doe
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -89,10 +90,25 @@ class RemoteFiles:
         READS.add(sum(len(data) for data in kept if data is not None), len(kept))
         return kept
 
-    def open(self, path: str) -> Any:
-        """A binary file that is read in ranges of RANGE_BYTES."""
+    def download(self, path: str, into: str) -> None:
+        """The object as a file of this machine, a piece at a time."""
         with told(path, missing_ok=True):
-            return counted(self.fs.open(path, "rb", block_size=RANGE_BYTES, cache_type="readahead"), path)
+            self.fs.get_file(path, into)
+        READS.add(os.path.getsize(into))
+
+    def upload(self, source: str, path: str) -> None:
+        """Creates or replaces an object from a file of this machine, a piece at a time."""
+        with told(path):
+            self.fs.put_file(source, path)
+
+    def open(self, path: str) -> Any:
+        """A binary file of which nothing is read but what is asked for.
+
+        For Parquet: pyarrow asks for the footer and then for whole columns, neighbours together, so that reading ahead
+        would only fetch columns that nobody wants.
+        """
+        with told(path, missing_ok=True):
+            return counted(self.fs.open(path, "rb", cache_type="none"), path)
 
     def list(self, path: str) -> list[str]:
         try:

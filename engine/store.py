@@ -7,14 +7,17 @@ refuses to write once a later driver has taken the folder over. It knows nothing
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.errors import EnvironmentProblem
 
@@ -148,7 +151,28 @@ class Store:
             self.check_fence()
             self.remote.write(self.path(relative), data)
             return
-        with self._written(relative, data) as temporary:
+        self._replace(relative, io.BytesIO(data))
+
+    def write_file(self, relative: str, path: str) -> None:
+        """As `write_bytes`, from a file of this machine, a piece at a time."""
+        if not self.is_local:
+            self.check_fence()
+            self.remote.upload(path, self.path(relative))
+            return
+        with open(path, "rb") as source:
+            self._replace(relative, source)
+
+    def copy_file(self, source: Store, name: str, relative: str) -> None:
+        """As `write_file`, from another store or this one."""
+        if source.is_local:
+            self.write_file(relative, source.path(name))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            source.remote.download(source.path(name), f"{folder}/copy")
+            self.write_file(relative, f"{folder}/copy")
+
+    def _replace(self, relative: str, source: BinaryIO) -> None:
+        with self._written(relative, source) as temporary:
             os.replace(temporary, self.path(relative))
             _sync_directory(self.path(relative))
 
@@ -161,7 +185,7 @@ class Store:
         if not self.is_local:
             self.check_fence()
             return self.remote.create(self.path(relative), data)
-        with self._written(relative, data) as temporary:
+        with self._written(relative, io.BytesIO(data)) as temporary:
             try:
                 os.link(temporary, self.path(relative))  # atomic, and fails when the name is taken
             except FileExistsError:
@@ -193,14 +217,14 @@ class Store:
         self.remote.write(self.path(relative), before + data)
 
     @contextmanager
-    def _written(self, relative: str, data: bytes) -> Iterator[str]:
+    def _written(self, relative: str, source: BinaryIO) -> Iterator[str]:
         """A temporary file with the data on disk, to be given its name in the body; gone afterwards."""
         target = Path(self.path(relative))
         temporary = f"{target.parent}/.{target.name}.{uuid.uuid4().hex[:12]}.tmp"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(data)
+                shutil.copyfileobj(source, file)
                 file.flush()
                 os.fsync(file.fileno())
             self.check_fence()  # as late as can be: between this and the name lies no work

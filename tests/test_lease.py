@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine.cli import run_cli
 from engine.errors import EnvironmentProblem
-from engine.lease import Lease, last_epoch
+from engine.lease import Lease, born, is_gone, last_epoch, this_process
 from engine.paid.ledger import Kind, LedgerWriter
 from engine.store import Store
 from tests.conftest import EXAMPLE_POOL
@@ -45,6 +46,21 @@ def holder(folder: Store, lease_s: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
+
+
+def test_a_step_of_the_clock_does_not_end_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil adds the time of the boot to a process's age; a corrected clock moves it, here by a minute."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    claim = {**this_process(), "pid": process.pid, "born": born(process.pid), "owner": "another"}
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 60)
+    try:
+        assert not is_gone(claim)
+        assert is_gone({**claim, "born": claim["born"] - 1})  # the number was given anew
+    finally:
+        process.kill()
+        process.wait()
+    assert is_gone(claim)
 
 
 def test_a_living_driver_is_left_alone_and_a_dead_one_replaced_at_once(folder: Store) -> None:

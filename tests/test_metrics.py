@@ -60,7 +60,7 @@ def test_a_pass_counts_what_this_process_did_and_not_what_it_found_done(tmp_path
     stage = StageSpec.of("words", CountWords)
     target = Step(store, "rounds/003/words", {}, [texts.fingerprint])
     first = PartWorker(stage).run(0, texts, target)  # an earlier process did this much
-    assert (first.tokens, first.rows) == (4, 2) and first.bytes == (
+    assert (first.tokens, first.rows) == (4, 2) and first.size_bytes == (
         tmp_path / target.folder / first.file
     ).stat().st_size
     runtime = LocalRuntime(MeteredObserver(recorder, sums))
@@ -71,7 +71,7 @@ def test_a_pass_counts_what_this_process_did_and_not_what_it_found_done(tmp_path
     assert sums.amounts["iterselect_rows_total", step] == 3
     assert sums.amounts["iterselect_tokens_total", step] == 6
     assert sums.amounts["iterselect_failed_rows_total", step] == 1
-    assert sums.amounts["iterselect_bytes_total", step] == sum(part.bytes for part in record.parts[1:])
+    assert sums.amounts["iterselect_bytes_total", step] == sum(part.size_bytes for part in record.parts[1:])
     assert sums.amounts["iterselect_steps_total", "false"] == sums.amounts["iterselect_steps_total", "true"] == 1
     assert recorder.done == [(target.name, False), (target.name, True)]
 

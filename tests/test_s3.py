@@ -6,16 +6,21 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from engine.artifacts import Step
 from engine.cli import run_cli
 from engine.data.ingest import Ingest
 from engine.data.inputs import resolve_inputs
 from engine.errors import EnvironmentProblem
 from engine.remote import RANGE_BYTES, READS
+from engine.schema import ROW
 from engine.store import Store
 from tests.conftest import Recorder, write_jsonl
 from tests.paid.ledgers import RUN, fresh, record, written
@@ -166,3 +171,29 @@ def test_a_store_that_throttles_and_then_fails(s3_server: S3Server, small_pool: 
         s3_server.fail(0, 0, b"")
     assert "E314" in capsys.readouterr().err
     select(capsys, "random", *line, out)
+
+
+def test_columns_of_a_part_are_read_without_the_others(s3_server: S3Server) -> None:
+    rng, rows = np.random.default_rng(0), 2000
+    texts = [rng.bytes(400).hex() for _ in range(rows)]
+    step = Step(Store("s3://bucket/columns"), "ingest", {})
+    part = step.commit(0, pa.table({ROW: np.arange(rows), "prompt": texts, "record": texts[::-1]}))
+    step.finish(started=time.monotonic(), rows=rows)
+    s3_server.requests.clear()
+    before = s3_server.bytes_out
+    assert step.read(0, [ROW, "prompt"])["prompt"].to_pylist() == texts
+    assert s3_server.bytes_out - before < 0.6 * part.size_bytes
+    assert s3_server.requests["GET"] <= 4  # footer, columns; the step's record is there
+
+
+def test_files_go_to_a_store_and_from_it_in_pieces(s3_server: S3Server, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(3 << 20)
+    (tmp_path / "made").write_bytes(data)
+    near, far = Store(tmp_path), Store("s3://bucket/files")
+    far.copy_file(near, "made", "a/there")
+    far.copy_file(far, "a/there", "b/there")
+    near.copy_file(far, "b/there", "back")
+    assert far.read_bytes("b/there") == (tmp_path / "back").read_bytes() == data
+    with pytest.raises(FileNotFoundError):
+        near.copy_file(far, "nowhere", "nothing")
+    assert not (tmp_path / "nothing").exists()

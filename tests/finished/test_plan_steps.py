@@ -60,6 +60,9 @@ def test_seconds_are_measured_or_unknown(finished: Finished, tmp_path: Path, cap
         assert steps["rows"] == 30 and steps["memory"] is None
         assert run_cli(words) == 0
         assert "rows     30" in capsys.readouterr().out
+    assert run_cli(["run", *line[1:], "--methods", "random,longest", "--dry-run", "--local", "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert {label: plan["steps"]["rows"] for label, plan in plans.items()} == {"random": 30, "longest": 30}
     assert not (tmp_path / "new").exists()
 
 
