@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from engine.config_base import Fraction, Strict
+from engine.config_base import Fraction, PathOrName, Strict
 from engine.config_endpoint import OpenAIGeneratorConfig, OpenAIJudgeConfig
 from engine.config_vllm import VllmGeneratorConfig, VllmJudgeConfig
 from engine.errors import ConfigError
 
 
 class DataConfig(Strict):
-    path: str | list[str] = Field(description="File, folder, glob or URI, or a list of them")
+    path: PathOrName | list[PathOrName] = Field(description="File, folder, glob or URI, or a list of them")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
         default="auto", description="Input format; auto detects it from the first rows and prints what it found"
     )
@@ -38,7 +38,7 @@ class DataConfig(Strict):
 
 
 class EncoderConfig(Strict):
-    model: str = Field(
+    model: PathOrName = Field(
         default="bundled:minilm", description="Hugging Face path or id, or bundled:minilm (works offline)"
     )
     pooling: Literal["mean", "cls", "last"] = Field(
@@ -97,7 +97,7 @@ class RuntimeConfig(Strict):
 class RecorderConfig(Strict):
     kind: Literal["recorded"] = "recorded"
     column: str | None = Field(default=None, description="Column of the source rows that holds it")
-    file: str | None = Field(
+    file: PathOrName | None = Field(
         default=None, description="JSONL or Parquet file with a column `id` and the recorded values"
     )
 
@@ -118,7 +118,7 @@ class NoGeneratorConfig(Strict):
 
 class TransformersConfig(Strict):
     kind: Literal["transformers"] = "transformers"
-    model: str = Field(description="Causal language model: path or id")
+    model: PathOrName = Field(description="Causal language model: path or id")
     max_new_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens")
     max_prompt_tokens: int = Field(default=1024, ge=8, description="Rows with a longer prompt become error rows")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Weights and activations")
@@ -164,7 +164,7 @@ class ProbeConfig(Strict):
 
 class FinetuneConfig(Strict):
     kind: Literal["finetune"] = "finetune"
-    model: str = Field(
+    model: PathOrName = Field(
         default="bundled:minilm", description="Encoder to fine-tune (the paper: google-bert/bert-base-uncased)"
     )
     learning_rate: float = Field(default=2e-5, gt=0.0, description="Peak of the learning rate")
@@ -193,7 +193,7 @@ class PaidConfig(Strict):
         default=None, ge=0.0, description="Most the run may spend on calls, in USD; it stops there, resumable"
     )
     max_usd_per_round: float | None = Field(default=None, ge=0.0, description="Most one round may spend, in USD")
-    ledger: str | None = Field(
+    ledger: PathOrName | None = Field(
         default=None, description="Folder or URI of paid calls, shareable between runs; default: <out>/ledger"
     )
     confirm_above_usd: float = Field(

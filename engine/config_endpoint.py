@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from engine.config_base import Fraction, Strict
+from engine.config_base import Fraction, PathOrName, Strict
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -144,7 +144,9 @@ class OpenAIGeneratorConfig(EndpointConfig):
 class JudgingConfig(Strict):
     """What is asked of a judge model, whatever serves it."""
 
-    prompt: str = Field(default="pairwise", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(
+        default="pairwise", description="Prompt: name, name/version, or the path of your own file"
+    )
     orders: Literal["both", "alternate", "decisive"] = Field(
         default="both", description="both; one, by id (alternate); or the second only if the first is not decisive"
     )
@@ -170,7 +172,7 @@ class AskingConfig(EndpointConfig):
     """An endpoint that is asked one prompt about each row."""
 
     kind: Literal["openai"] = "openai"
-    prompt: str = Field(description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(description="Prompt: name, name/version, or the path of your own file")
     structured: Literal["auto", "json_schema", "json_object", "text"] = Field(
         default="auto", description="Form of the reply; auto takes the strictest one that the endpoint accepts"
     )
@@ -181,7 +183,7 @@ class AskingConfig(EndpointConfig):
 
 
 class OpenAICheckerConfig(AskingConfig):
-    prompt: str = Field(description="Prompt of kind rules: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(description="Prompt of kind rules: name, name/version, or the path of your own file")
     rules: dict[str, str] | None = Field(default=None, description="Name and text of each rule; default: the prompt's")
     max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")
 
@@ -196,7 +198,7 @@ class OpenAICheckerConfig(AskingConfig):
 
 
 class OpenAITaggerConfig(AskingConfig):
-    prompt: str = Field(default="tags", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(default="tags", description="Prompt: name, name/version, or the path of your own file")
     max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")
     turns: Literal["last", "all"] = Field(
         default="all", description="Which user messages of a conversation are tagged, each in a call of its own"
@@ -209,7 +211,7 @@ class OpenAIRewriterConfig(AskingConfig):
 
 
 class OpenAITreeConfig(AskingConfig):
-    prompt: str = Field(default="tree", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(default="tree", description="Prompt: name, name/version, or the path of your own file")
     max_tokens: int = Field(default=2048, ge=1, description="Longest reply, in tokens; a tree that breaks off is none")
     turns: Literal["last", "mean", "sum"] = Field(
         default="last", description="Which user messages have a tree: the last one, or all, their sizes put together so"
@@ -217,12 +219,12 @@ class OpenAITreeConfig(AskingConfig):
 
 
 class OpenAIChooserConfig(AskingConfig):
-    prompt: str = Field(default="choice", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(default="choice", description="Prompt: name, name/version, or the path of your own file")
     max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")
 
 
 class OpenAIRaterConfig(AskingConfig):
-    prompt: str = Field(default="rating", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(default="rating", description="Prompt: name, name/version, or the path of your own file")
     turns: Literal["last", "mean", "sum"] = Field(
         default="last", description="Which answers of a conversation are rated: the last one, or all, put together so"
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from engine.config_base import Strict
+from engine.config_base import PathOrName, Strict
 from engine.config_endpoint import JudgingConfig
 
 EXECUTION = frozenset(
@@ -37,7 +37,7 @@ OUR_SAMPLING = frozenset(
 
 
 class VllmConfig(Strict):
-    model: str = Field(description="Causal language model: path or id")
+    model: PathOrName = Field(description="Causal language model: path or id")
     max_model_len: int | None = Field(
         default=None, ge=16, description="Most tokens of prompt plus answer; default: what the model can"
     )

@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from engine.config import RunConfig
+from engine.config import DataConfig, RunConfig
+from engine.config_base import Strict, may_be_path
 from engine.errors import ConfigError
 from engine.events import RESUME_ENV, SUBMISSION_ENV
 from engine.run_folder import COMMIT_FILE
@@ -32,7 +33,6 @@ PACKAGES = ("engine", "actors")
 CONFIG_FILE = "config.yaml"
 EXECUTION = ("out", "runtime", "paid", "tracking")  # settings that do not make another run of it
 ACTIVE = ("PENDING", "RUNNING")
-LOCAL_FILES = ("file", "ledger", "model", "prompt", "prompts", "run")  # settings that may be a path
 
 
 @dataclass(frozen=True)
@@ -68,30 +68,44 @@ def job_settings(configs: Mapping[str | None, RunConfig], shared: bool) -> dict[
     Raises:
         ConfigError: E272, a path means something on this machine only.
     """
-    first = next(iter(configs.values()))
-    settings = first.model_dump(mode="json", by_alias=True)
+    located = {label: _with_paths(config, shared, "") for label, config in configs.items()}
+    settings = next(iter(located.values())).model_dump(mode="json", by_alias=True)
     settings["runtime"] |= {"mode": "ray", "address": None}
+    settings["out"] = _seen("out", settings["out"], shared)
     if None not in configs:
         del settings["recipe"]
         settings["methods"] = {
-            label: config.recipe.model_dump(mode="json", by_alias=True) for label, config in configs.items()
+            label: config.recipe.model_dump(mode="json", by_alias=True) for label, config in located.items()
         }
-    data, settings["data"]["path"] = settings["data"]["path"], ""
-    settings = _with_paths(settings, shared, "")
-    paths = [_seen("data.path", path, shared) for path in ([data] if isinstance(data, str) else data)]
-    settings["data"]["path"] = paths if isinstance(data, list) else paths[0]
-    settings["out"] = _seen("out", settings["out"], shared)
     return settings
 
 
 def _with_paths(value: Any, shared: bool, key: str) -> Any:
-    """Settings in which every relative path of a file that is here has become absolute."""
+    """Settings in which every relative path has become absolute: of data always, else where such a file is here."""
+    if isinstance(value, Strict):
+        found = {}
+        for name, field in type(value).model_fields.items():
+            item, inner = getattr(value, name), f"{key}.{name}".lstrip(".")
+            if may_be_path(field) and item is not None:
+                found[name] = _located(item, shared, inner, always=isinstance(value, DataConfig))
+            else:
+                found[name] = _with_paths(item, shared, inner)
+        return value.model_copy(update=found)
     if isinstance(value, dict):
-        return {name: _with_paths(item, shared, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
-    if isinstance(value, list):
+        return {name: _with_paths(item, shared, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
         return [_with_paths(item, shared, key) for item in value]
-    here = isinstance(value, str) and key.rsplit(".", 1)[-1] in LOCAL_FILES and os.path.exists(Path(value).expanduser())
-    return _seen(key, value, shared) if here else value
+    return value
+
+
+def _located(value: str | list[str], shared: bool, key: str, always: bool) -> str | list[str]:
+    if isinstance(value, list):
+        return [_seen(key, one, shared) if always or _is_here(one) else one for one in value]
+    return _seen(key, value, shared) if always or _is_here(value) else value
+
+
+def _is_here(path: str) -> bool:
+    return os.path.exists(Path(path).expanduser())
 
 
 def _seen(key: str, path: str, shared: bool) -> str:

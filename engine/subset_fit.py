@@ -21,7 +21,7 @@ from pydantic import Field
 
 from engine.algorithms.regression import least_squares
 from engine.artifacts import Step
-from engine.config_base import Strict
+from engine.config_base import PathOrName, Strict
 from engine.errors import DataError
 from engine.recipes.base import Context
 from engine.schema import ID, RECORD
@@ -35,7 +35,7 @@ class WeightsRule(Strict):
 
 class FitRule(Strict):
     kind: Literal["fit"] = "fit"
-    file: str = Field(description="JSONL: per subset its `ids`, or `subset`, and the outcome")
+    file: PathOrName = Field(description="JSONL: per subset its `ids`, or `subset`, and the outcome")
     column: str | None = Field(default=None, description="Column of the source rows that names a row's subset")
     indicators: list[str] = Field(min_length=1, description="Names of the indicators that the outcome may depend on")
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from engine.artifacts import Step
 from engine.backends import pinned
-from engine.config_base import Strict
+from engine.config_base import PathOrName, Strict
 from engine.config_vllm import EXECUTION_ARGS
 from engine.recipes.base import Context
 from engine.runtime import StageSpec
@@ -23,7 +23,7 @@ from engine.runtime import StageSpec
 class CausalModelConfig(Strict):
     """Which model, and how it is computed."""
 
-    model: str = Field(
+    model: PathOrName = Field(
         default="openai-community/gpt2", description="Causal language model that reads the pool: path or id"
     )
     max_tokens: int = Field(

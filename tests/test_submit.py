@@ -72,6 +72,10 @@ def test_relative_paths_are_refused_unless_the_cluster_is_this_machine(
     assert (here["data"]["path"], here["out"]) == (str(tmp_path / "pool.jsonl"), str(tmp_path / "runs/a"))
     assert here["encoder"]["model"] == "org/name"  # an id of the hub
     assert here["runtime"]["mode"] == "ray" and here["runtime"]["address"] is None
+    words = ["pool.jsonl", "recipe.target=pool.jsonl", "recipe.text=prompt", "output.name=pool.jsonl"]
+    near = job_settings({None: load_config("rds_plus", words)}, True)
+    assert near["recipe"]["target"]["path"] == str(tmp_path / "pool.jsonl")
+    assert near["output"]["name"] == "pool.jsonl"  # a name, though there is such a file
     (tmp_path / "model").mkdir()
     for words in (
         ["pool.jsonl", "out=/shared/a"],

@@ -27,6 +27,7 @@ from pydantic import Field
 
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig
+from engine.config_base import PathOrName
 from engine.config_endpoint import OpenAIRaterConfig
 from engine.scoring.rating import Rating, RecordedRaterConfig
 from engine.selecting.ranks import Keep, Top
@@ -36,7 +37,9 @@ EXAMPLE = {"rater": {"kind": "openai", "model": "gpt-4o-mini"}}
 
 
 class AlpagasusRater(OpenAIRaterConfig):
-    prompt: str = Field(default="alpagasus", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(
+        default="alpagasus", description="Prompt: name, name/version, or the path of your own file"
+    )
     max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")
 
 

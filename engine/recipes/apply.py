@@ -32,6 +32,7 @@ from engine.algorithms.ranking import top_rows
 from engine.artifacts import Joined, Source, Step, take_rows, write_table
 from engine.compare.drift import decile_counts, drift, group_counts
 from engine.config import RecipeConfig
+from engine.config_base import PathOrName
 from engine.cut import PoolScores, pool_scores
 from engine.errors import ConfigError, DataError
 from engine.labelling import classify
@@ -45,7 +46,7 @@ EXAMPLE = {"run": "runs/iterselect"}
 
 class Config(RecipeConfig):
     name: Literal["apply"] = "apply"
-    run: str = Field(description="Folder of the finished run whose selector is applied")
+    run: PathOrName = Field(description="Folder of the finished run whose selector is applied")
     rule: Literal["threshold", "budget"] = Field(
         default="threshold",
         description="threshold: every row that reaches the cut of the run, whatever `budget` says; budget: the best",

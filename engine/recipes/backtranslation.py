@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from engine.config_base import PathOrName
 from engine.config_endpoint import OpenAIRaterConfig
 from engine.recipes.alpagasus import EXAMPLE, RatedConfig, composition, select
 from engine.scoring.rating import RecordedRaterConfig
@@ -36,7 +37,7 @@ __all__ = ["EXAMPLE", "Config", "composition", "select"]
 
 
 class BacktranslationRater(OpenAIRaterConfig):
-    prompt: str = Field(
+    prompt: PathOrName = Field(
         default="backtranslation", description="Prompt: name, name/version, or the path of your own file"
     )
     max_tokens: int = Field(default=256, ge=1, description="Longest reply, in tokens")

@@ -32,6 +32,7 @@ from pydantic import Field
 
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig
+from engine.config_base import PathOrName
 from engine.scoring.tokens import TokenScore
 from engine.selecting.ranks import Keep, Top
 from engine.token_scoring import LanguageModelConfig
@@ -55,7 +56,7 @@ class IfdConfig(LanguageModelConfig, RecipeConfig):
 
 class Config(IfdConfig):
     name: Literal["ifd"] = "ifd"
-    model: str = Field(default="Qwen/Qwen2.5-0.5B", description="The base model that will be tuned: path or id")
+    model: PathOrName = Field(default="Qwen/Qwen2.5-0.5B", description="The base model that will be tuned: path or id")
     max_tokens: int = Field(
         default=2048, ge=8, description="Longest prompt plus response; a longer response is cut, at its end"
     )

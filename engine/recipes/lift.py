@@ -32,6 +32,7 @@ from pydantic import Field
 
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig
+from engine.config_base import PathOrName
 from engine.config_endpoint import OpenAIRaterConfig, OpenAIRewriterConfig
 from engine.greedy_selection import VectorConfig
 from engine.paid.rewriting import rewriting_pass
@@ -44,7 +45,9 @@ EXAMPLE = {"rater": {"kind": "openai", "model": "gpt-4o-mini"}}
 
 
 class LiftRater(OpenAIRaterConfig):
-    prompt: str = Field(default="lift-quality", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(
+        default="lift-quality", description="Prompt: name, name/version, or the path of your own file"
+    )
     max_tokens: int = Field(default=64, ge=1, description="Longest reply, in tokens")
 
 

@@ -33,7 +33,7 @@ from pydantic import Field
 
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig
-from engine.config_base import Strict
+from engine.config_base import PathOrName, Strict
 from engine.scoring.arithmetic import Agreement, Linear
 from engine.scoring.base import Derived, Measured
 from engine.scoring.digits import Digits
@@ -46,7 +46,7 @@ SCORE = "selectit"
 class RatingModel(Strict):
     """One of several models."""
 
-    model: str = Field(description="Causal language model: path or id")
+    model: PathOrName = Field(description="Causal language model: path or id")
     parameters: float | None = Field(
         default=None, gt=0.0, description="Its number of parameters, in any unit; default: counted in its files"
     )
@@ -58,7 +58,7 @@ class Config(CausalModelConfig, RecipeConfig):
     models: list[RatingModel] = Field(
         default_factory=list, description="Several models, small before large; default: `model` alone"
     )
-    prompts: list[str] = Field(
+    prompts: list[PathOrName] = Field(
         default=["accuracy", "helpfulness", "completeness", "relevance", "example"],
         min_length=1,
         description="Rating prompts: bundled names or paths of files, all used",

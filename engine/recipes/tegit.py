@@ -25,6 +25,7 @@ from pydantic import Field
 
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig, RecorderConfig
+from engine.config_base import PathOrName
 from engine.config_endpoint import OpenAICheckerConfig
 from engine.scoring.rules import Rules
 from engine.scoring.text import Length
@@ -35,7 +36,7 @@ EXAMPLE = {"checker": {"kind": "openai", "model": "gpt-4o-mini"}}
 
 
 class TegitChecker(OpenAICheckerConfig):
-    prompt: str = Field(
+    prompt: PathOrName = Field(
         default="tegit", description="Prompt of kind rules: name, name/version, or the path of your own file"
     )
 

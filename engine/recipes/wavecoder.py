@@ -25,6 +25,7 @@ from pydantic import Field
 
 from engine.composition import Composition, composed
 from engine.config import RecipeConfig, RecorderConfig
+from engine.config_base import PathOrName
 from engine.config_endpoint import OpenAICheckerConfig
 from engine.greedy_selection import VectorConfig
 from engine.scoring.rules import Rules
@@ -36,7 +37,7 @@ EXAMPLE = {"checker": {"kind": "openai", "model": "gpt-4o-mini"}}
 
 
 class WavecoderChecker(OpenAICheckerConfig):
-    prompt: str = Field(
+    prompt: PathOrName = Field(
         default="wavecoder", description="Prompt of kind rules: name, name/version, or the path of your own file"
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from engine.config_base import PathOrName
 from engine.models.digit_prompts import load_digit_prompt
 from engine.recipes.base import Context
 from engine.scoring.arithmetic import added
@@ -59,7 +60,7 @@ class Digits(CausalModelConfig, Measured):
     max_tokens: int = Field(
         default=2048, ge=8, description="Longest rating prompt; a row with a longer one has no score, nothing is cut"
     )
-    prompt: str = Field(default="quality", description="What is asked: a bundled prompt, or the path of a file")
+    prompt: PathOrName = Field(default="quality", description="What is asked: a bundled prompt, or the path of a file")
     template: Literal["chat", "plain"] = Field(
         default="plain",
         description="How it is asked; chat: in the model's own chat template, plain if it has none",

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from engine.artifacts import Joined, Source, Step
 from engine.backends import build_generator, pinned
 from engine.config import GeneratorConfig, NoGeneratorConfig
+from engine.config_base import PathOrName
 from engine.recipes.base import Context
 from engine.runtime import StageSpec
 from engine.schema import ANSWER, RESPONSE
@@ -29,7 +30,7 @@ class Reward(Measured):
     """The reward of an answer."""
 
     kind: Literal["reward"] = "reward"
-    model: str = Field(
+    model: PathOrName = Field(
         default="OpenAssistant/reward-model-deberta-v3-large-v2",
         description="Classifier of one output, trained as a reward model: path or id",
     )
