@@ -94,8 +94,22 @@ def plan(has: ClusterResources, want: RuntimeConfig) -> Plan:
             fix="lower runtime.workers or runtime.gpus",
             code="E331",
         )
-    # More workers than CPUs is allowed (they share), so that any count can be tried anywhere: the k-th worker of a
-    # node leaves each of them cpus / k, and the workers-th largest of these shares can be had by all.
+    share = _share(nodes, want, workers)
+    rest = sorted(nodes, key=lambda node: node.cpus)[:-1]
+    if rest and not want.gpus:
+        # A lost node that nobody replaces: its workers start again on the others, or the pass would wait for ever.
+        # But not less than half, since Ray spreads workers over nodes as far as their CPUs go, small ones too.
+        share = max(min(share, _share(rest, want, workers)), share / 2)
+    pass_cpus = PASS_SHARE * share
+    return Plan(workers, want.shards or workers, want.threads, want.gpus, pass_cpus)
+
+
+def _share(nodes: list[NodeResources], want: RuntimeConfig, workers: int) -> float:
+    """CPUs, at most its threads, that each of so many workers can have.
+
+    More workers than CPUs is allowed (they share), so that any count can be tried anywhere: the k-th worker of a node
+    leaves each of them cpus / k, and the workers-th largest of these shares can be had by all.
+    """
     shares = sorted(
         (
             node.cpus / k
@@ -104,8 +118,7 @@ def plan(has: ClusterResources, want: RuntimeConfig) -> Plan:
         ),
         reverse=True,
     )
-    pass_cpus = PASS_SHARE * min(float(want.threads), shares[workers - 1])
-    return Plan(workers, want.shards or workers, want.threads, want.gpus, pass_cpus)
+    return min(float(want.threads), shares[workers - 1])
 
 
 def _fits_gpus(node: NodeResources, gpus: float) -> int:

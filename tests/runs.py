@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ SMALL = [
     "data.part_rows=24", "budget=40", "recipe.clusters=8", "recipe.diverse_fraction=0.7", "recipe.max_rounds=3",
     "recipe.inference_steps=3", "recipe.part_rows=16", "output.report=false",
 ]  # fmt: skip
+
+FINE = ("data.part_rows=3", "recipe.part_rows=4")  # many parts, so that there is a middle to lose a node in
 
 
 def make_tiny_encoder(folder: Path, texts: list[str]) -> Path:
@@ -89,3 +93,11 @@ def output_names(out: Path) -> list[str]:
 
 def outputs(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in output_names(out)}
+
+
+def wait_for_parts(out: Path, step: str, parts: int, process: subprocess.Popen[Any]) -> None:
+    """Until a step has so many parts; it must not be complete then."""
+    while len(list(out.glob(f"{step}-*/*.commit"))) < parts:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    assert not list(out.glob(f"{step}-*/step.json")), f"{step} was over too soon"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Recorder
-from tests.runs import config_for, outputs, run_local, settings
+from tests.runs import FINE, config_for, outputs, run_local, settings, wait_for_parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-FINE = ("data.part_rows=3", "recipe.part_rows=4")  # many parts, so that there is a middle to lose a node in
 
 RAYS_OWN = {"ActorLocationTracker", "_StatsActor", "_AutoscalingCoordinatorActor"}  # Ray Data keeps them per cluster
 
@@ -70,14 +68,6 @@ def drive(cluster: Any, pool: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "engine", "run", "iterselect", *line, "--quiet"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_parts(out: Path, step: str, parts: int, process: subprocess.Popen[str]) -> None:
-    """Until a step has so many parts; it must not be complete then."""
-    while len(list(out.glob(f"{step}-*/*.commit"))) < parts:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.005)
-    assert not list(out.glob(f"{step}-*/step.json")), f"{step} was over too soon"
 
 
 def left_over(cluster: Any) -> tuple[float, float, list[str]]:

@@ -74,3 +74,20 @@ def test_the_preflight_line() -> None:
         "needs 1.8 CPUs (2 workers x 1 threads, 2 shards); cluster has 2 CPUs, 0 GPUs, 16.0 GB on 1 node"
     )
     assert made.describe(cluster(4, gpus=1, nodes=2)).endswith("cluster has 8 CPUs, 2 GPUs, 16.0 GB on 2 nodes")
+
+
+@pytest.mark.parametrize("nodes", [(1, 1, 1), (4, 4), (2, 3, 5), (16, 64, 64, 64)])
+def test_the_workers_of_a_lost_node_fit_on_the_others(nodes: tuple[float, ...]) -> None:
+    has = ClusterResources(tuple(NodeResources(cpus, 0.0) for cpus in nodes), 16.0)
+    made = plan(has, RuntimeConfig())
+    left = sorted(nodes)[:-1]
+    assert made.workers == sum(nodes)
+    assert sum(int(cpus / made.pass_cpus) for cpus in left) >= made.workers
+    assert made.pass_cpus >= PASS_SHARE / 2
+
+
+def test_a_large_node_is_not_crammed_onto_a_small_one() -> None:
+    has = ClusterResources((NodeResources(1.0, 0.0), NodeResources(64.0, 0.0)), 16.0)
+    assert plan(has, RuntimeConfig()).pass_cpus == PASS_SHARE / 2
+    alone = ClusterResources((NodeResources(64.0, 0.0),), 16.0)
+    assert plan(alone, RuntimeConfig()).pass_cpus == PASS_SHARE
