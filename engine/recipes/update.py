@@ -34,6 +34,7 @@ from pydantic import Field
 
 from engine.algorithms.ranking import top_rows
 from engine.artifacts import Step
+from engine.config_base import PathOrName
 from engine.cut import PoolScores, reference_scores
 from engine.errors import DataError
 from engine.labelling import Before, Labelled, label_rounds
@@ -50,7 +51,7 @@ EXAMPLE = {"run": "runs/iterselect"}
 
 class Config(DiverseConfig):
     name: Literal["update"] = "update"
-    run: str = Field(description="Folder of the finished run that goes on")
+    run: PathOrName = Field(description="Folder of the finished run that goes on")
     rule: Literal["threshold", "budget"] = Field(
         default="threshold",
         description="threshold: every row that reaches the cut, whatever `budget` says; budget: the best",
