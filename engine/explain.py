@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from engine.algorithms.ranking import nth_best
 from engine.artifacts import Step, take_rows
 from engine.composition import RESERVED
 from engine.data.vectors import vectors_from_arrow
 from engine.errors import DataError
 from engine.find_row import find_row
 from engine.lineage import steps_of
+from engine.recipes.iterselect import DRAWN, taken_in
 from engine.run_folder import read_manifest, run_steps
 from engine.schema import ANSWER, FILE, ID, LINE, PROMPT, RESPONSE, ROW, SOURCE, TURNS, VECTOR, id_words
 from engine.store import Store
@@ -43,8 +43,8 @@ def explain(out: str, wanted: str, neighbours: int = 5) -> dict[str, Any]:
     Returns:
         JSON-able. Always `status` ("selected", "left_out" or "rejected"), `file`, `line`, `reason`. A rejected row:
         `detail`, `snippet`. Others: `id`, `row`, `source`, `turns`, `prompt`, `response` (their starts), `rank` (from
-        0, None), `scores`, `standing` (see `standing_of`, None without a score), `verdicts`, `neighbours` (None without
-        a hard set), `passes` (what else the run measured of it), `notes`.
+        1, None), `scores`, `standing` (see `standing_of`, None without a score), `drawn` (see `turns_of`), `verdicts`,
+        `neighbours` (None without a hard set), `passes` (what else the run measured of it), `notes`.
 
     Raises:
         DataError: E441, there is no finished run.
@@ -65,6 +65,7 @@ def explain(out: str, wanted: str, neighbours: int = 5) -> dict[str, Any]:
     facts["scores"] = {name: value for name, value in scores.items() if name not in RESERVED}
     column = summary.get("score")
     facts["standing"] = standing_of(run, column, scores[column], cut_of(run)) if column else None
+    facts["drawn"] = turns_of(steps, row)
     facts["verdicts"] = verdicts_of(steps, row)
     facts["notes"] = notes_on(facts)
     facts["neighbours"], facts["passes"] = None, []
@@ -87,8 +88,8 @@ def part_row(run: Store, place: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut_of(run: Store) -> float | None:
-    """The score that rows had to reach, of a run that took all that did; None of one that took a number of rows."""
-    return run_steps(run, "selected")["selected"].settings.get("cut")
+    """The score at which the selection ends, where one ranking of the pool gave it; None for all others."""
+    return run_steps(run, "selected")["selected"].require().extra.get("cut")
 
 
 def standing_of(run: Store, column: str, value: float | None, cut: float | None) -> dict[str, Any]:
@@ -96,8 +97,7 @@ def standing_of(run: Store, column: str, value: float | None, cut: float | None)
 
     Returns:
         `column`; `of`, rows with a score; `place`, from 1, of this row from the top (ties share the best; None without
-        a score); `selected` and `left_out`: [lowest, highest] score, None where there is none; `cut`: the given one, or
-        the score of the row at which the best by score would be as many as were selected.
+        a score); `selected` and `left_out`: [lowest, highest] score, None where there is none; `cut`: the given one.
     """
     scores, chosen = [], []
     for part in run.list("scores"):
@@ -117,8 +117,20 @@ def standing_of(run: Store, column: str, value: float | None, cut: float | None)
         "place": None if value is None else int((score_N[known_N] > value).sum()) + 1,
         "selected": span(chosen_N),
         "left_out": span(~chosen_N),
-        "cut": cut if cut is not None else nth_best(score_N, int(chosen_N.sum())),
+        "cut": cut,
     }
+
+
+def turns_of(steps: Sequence[Step], row: int) -> list[dict[str, Any]]:
+    """The inference turns that drew a row: `turn`, `score` then, whether it was `taken`, `lowest_taken` score."""
+    found = []
+    for step in sorted((step for step in steps if step.name.startswith(f"{DRAWN}/")), key=lambda step: step.name):
+        drawn = row_of(step, row)
+        if drawn is not None:
+            lowest = float(taken_in(step)[1][-1])
+            about = {"score": drawn["score"], "taken": drawn["taken"], "lowest_taken": lowest}
+            found.append({"turn": int(step.name.split("/")[1]) + 1, **about})
+    return found
 
 
 def verdicts_of(steps: Sequence[Step], row: int) -> list[dict[str, Any]]:
@@ -173,6 +185,8 @@ def hard_neighbours(
         Per neighbour `id`, `file`, `line`, `similarity` (cosine), `how` it came into the hard set, `prompt`.
     """
     (vectors,) = (step for step in steps if step.name == "embed")
+    if not num:
+        return []
     x_D = vectors_from_arrow(take_rows(vectors, np.array([facts["row"]]), [VECTOR])[VECTOR])[0]
     nearest = HardSet(selector).nearest(x_D, id_words([facts["id"]])[0], num)
     known: dict[int, dict[str, Any]] = {}
@@ -201,17 +215,17 @@ def passes_of(steps: Sequence[Step], pool: Step, row: int) -> list[dict[str, Any
 
 
 def notes_on(facts: Mapping[str, Any]) -> list[str]:
-    """What a reader might take for a contradiction."""
+    """What a reader might take for a contradiction: a run by turns has no cut, and the score shown is the last one."""
     standing, score = facts["standing"], facts["scores"].get("score")
-    if facts["recipe"] != "iterselect" or score is None:
+    if facts["recipe"] != "iterselect" or score is None or standing["cut"] is not None:
         return []
-    if facts["status"] == "left_out" and score >= standing["cut"]:
+    lowest = standing["selected"][0]
+    if facts["status"] == "left_out" and score >= lowest:
         return [
-            "The score is that of the final hard set. Inference took rows turn by turn, by the score of the moment, "
-            "from a diverse draw of every cluster: this row was not drawn, scored lower then, or had been judged."
+            "This score is that of the final hard set, and some selected rows have a lower one: rows were taken turn "
+            "by turn, each time the best by the score of the moment among those drawn. The reason says what became of "
+            "this row."
         ]
-    if facts["status"] == "selected" and score < standing["cut"]:
-        return ["Rows judged hard, and the best of each turn's draw, are taken though others score higher."]
     return []
 
 

@@ -25,7 +25,7 @@ def render(found: Mapping[str, Any]) -> RenderableType:
     word, style = TITLES[found["status"]]
     head = Text(word, style=style)
     if found.get("rank") is not None:
-        head.append(f" at rank {found['rank'] + 1:,}", style="not bold")
+        head.append(f" at rank {found['rank']:,}", style="not bold")
     head.append(f": {line(found['reason'])}", style="not bold default")
     place = f"{found['file']}:{found['line']}"
     if found["status"] == "rejected":
@@ -33,6 +33,8 @@ def render(found: Mapping[str, Any]) -> RenderableType:
     about = {"id": found["id"], "where": place, "source": found["source"], "turns": found["turns"]}
     texts = {"prompt": found["prompt"], "response": found["response"]}
     pieces: list[RenderableType] = [head, facts({**about, **texts}), *scores(found)]
+    for turn in found["drawn"]:
+        pieces += ["", heading(f"drawn in inference turn {turn['turn']}"), facts(turn_facts(turn))]
     for verdict in found["verdicts"]:
         pieces += ["", heading(f"judged in round {verdict['round']}"), facts(verdict_facts(verdict))]
     for one in found["passes"]:
@@ -51,13 +53,18 @@ def scores(found: Mapping[str, Any]) -> list[RenderableType]:
     if standing is not None:
         place = "no score" if standing["place"] is None else f"{standing['place']:,} of {standing['of']:,} from the top"
         lines["place"] = f"{place} by {standing['column']}"
-        if found["recipe"] in ("iterselect", "update", "apply") and standing["cut"] is not None:
-            lines["cut"] = f"{standing['cut']:.4f}: as many rows as were selected have this score or more"
+        if standing["cut"] is not None:
+            lines["cut"] = f"{standing['cut']:.4f}"
         for name in ("selected", "left_out"):
             if standing[name] is not None:
                 lowest, highest = standing[name]
                 lines[name.replace("_", " ")] = f"scores from {lowest:.4f} to {highest:.4f}"
     return ["", heading("scores"), facts(lines)]
+
+
+def turn_facts(turn: Mapping[str, Any]) -> dict[str, Any]:
+    did = "taken" if turn["taken"] else "not taken"
+    return {"score then": f"{turn['score']:.4f}, {did}; the last row taken had {turn['lowest_taken']:.4f}"}
 
 
 def verdict_facts(verdict: Mapping[str, Any]) -> dict[str, Any]:

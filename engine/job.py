@@ -123,6 +123,7 @@ def summarize(
         "score": selection.score,
         "rule": selection.facts.get("rule"),
         "drift": selection.facts.get("drift"),
+        "applied": selection.facts.get("applied"),
         "engines": engine_facts(context.store),
         "cluster": context.runtime.facts(),
         "seconds": round(seconds, 2),

@@ -37,7 +37,7 @@ def steps_of(run: Store) -> list[Step]:
 
 def complete_steps(store: Store) -> Iterator[str]:
     """Folders of the complete steps of a run folder."""
-    places = ["steps", "inference", *(f"rounds/{number}" for number in store.list("rounds"))]
+    places = ["steps", "drawn", "inference", *(f"rounds/{number}" for number in store.list("rounds"))]
     for place in places:
         for name in store.list(place):
             if store.exists(f"{place}/{name}/step.json"):

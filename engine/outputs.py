@@ -26,6 +26,7 @@ from engine.run_folder import read_manifest, run_steps
 from engine.schema import FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TURNS
 from engine.store import Store
 
+NO_SCORE = "no score"  # why a row is out that the method could not score
 CONTAINERS = ("parquet", "jsonl", "jsonl.gz")
 
 
@@ -122,7 +123,7 @@ def remove_others(store: Store, folder: str, names: list[str]) -> None:
 
 
 def write_scores(context: Context, selection: Selection) -> None:
-    """`scores/`: every row of the pool with its scores, its rank if selected, and why it is in or out."""
+    """`scores/`: every row of the pool with its scores, its rank (from 1) if selected, and why it is in or out."""
     chosen = selection.selected.read_all([ROW, "rank", "reason"])
     order = np.argsort(chosen[ROW].to_numpy(), kind="stable")
     rows_S, rank_S = chosen[ROW].to_numpy()[order], chosen["rank"].to_numpy()[order]
@@ -139,21 +140,24 @@ def write_scores(context: Context, selection: Selection) -> None:
         if selection.scores is not None:
             scored = selection.scores.read(part.index)
             columns |= {name: scored[name] for name in scored.column_names if name != ROW}
-        columns["rank"] = pa.array(ranks, mask=~inside)
+        columns["rank"] = pa.array(ranks + 1, mask=~inside)
         columns["selected"] = pa.array(inside)
-        columns["reason"] = reasons_of(rows, reasons, selection.default_reason)
+        default = pa.array([selection.default_reason] * len(rows), pa.string())
+        if selection.score is not None:
+            default = pc.if_else(pc.is_valid(columns[selection.score]), default, NO_SCORE)  # pyright: ignore
+        columns["reason"] = reasons_of(rows, reasons, default)
         names.append(f"part-{part.index:05d}.parquet")
         context.outputs.write_bytes(f"scores/{names[-1]}", parquet_bytes(pa.table(columns)))
     remove_others(context.outputs, "scores", names)
 
 
-def reasons_of(rows_M: np.ndarray, tables: Sequence[pa.Table], default: str) -> pa.Array:
+def reasons_of(rows_M: np.ndarray, tables: Sequence[pa.Table], default_M: pa.Array) -> pa.Array:
     """(M,) text: the reason of each row in the first table that has one.
 
     Args:
         rows_M: the rows of a part, ascending.
         tables: (row, reason), ascending by row.
-        default: of the rows that no table has.
+        default_M: of the rows that no table has.
     """
     found = pa.nulls(len(rows_M), pa.string())
     for table in tables:
@@ -161,7 +165,7 @@ def reasons_of(rows_M: np.ndarray, tables: Sequence[pa.Table], default: str) -> 
         near = table.slice(low, high - low)
         at_M = pc.index_in(pa.array(rows_M), near[ROW])  # pyright: ignore[reportAttributeAccessIssue]
         found = pc.coalesce(found, near["reason"].take(at_M).cast(pa.string()).combine_chunks())  # pyright: ignore
-    return found.fill_null(default)
+    return pc.coalesce(found, default_M)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def export_selection(out: str, to: str, output: str, container: str, rows: str = SELECTED) -> int:

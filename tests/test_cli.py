@@ -101,7 +101,7 @@ def test_the_baseline_recipes(
     assert "ingest: done, 197 rows" in progress
     scores = pq.read_table(tmp_path / "out" / "scores").to_pylist()
     selected = sorted((row["rank"], row) for row in scores if row["selected"])
-    assert [rank for rank, _ in selected] == list(range(40))
+    assert [rank for rank, _ in selected] == list(range(1, 41))
     if recipe == "longest":
         left_out = [row["response_chars"] for row in scores if not row["selected"]]
         assert min(row["response_chars"] for _, row in selected) >= max(left_out)

@@ -156,7 +156,7 @@ def read_scores(store: Store, score: str | None) -> Scores:
     table = pa.concat_tables(pieces).combine_chunks()
     return Scores(
         np.concatenate(words),
-        table["rank"].fill_null(-1).to_numpy(),
+        table["rank"].fill_null(0).to_numpy() - 1,
         table[score].to_numpy(zero_copy_only=False).astype(np.float64) if score else None,
         table[SOURCE].combine_chunks(),
         {name: table[name].to_numpy().astype(np.int64) for name in LENGTHS},

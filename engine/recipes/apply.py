@@ -69,9 +69,11 @@ def select(context: Context) -> Selection:
     facts = {
         "clusters": selector.diverse.require().extra["clusters"],
         "drift": report,
+        "applied": {"run": selector.run.root, "rule": config.rule, "cut": old.cut},
         "card": card_facts(selector, config, old.cut, report),
     }
-    return Selection(selected, scored, "score below the cut", None, facts, "score")
+    out = "score below the cut" if config.rule == "threshold" else "not among the best scores"
+    return Selection(selected, scored, out, None, facts, "score")
 
 
 def checked_selector(context: Context, run: str) -> tuple[TrainedSelector, PoolScores]:
@@ -158,11 +160,12 @@ def choose(context: Context, config: Config, new: PoolScores, cut: float, scored
             fix="give a budget= to take the best all the same, or run iterselect on the new data",
             code="E472",
         )
-    target = context.step("selected", settings, [scored.fingerprint])
+    target = context.step("selected", settings, [scored.fingerprint], version=2)
     if target.record() is None:
         ids = take_rows(context.pool, rows, [ID])
         columns = [ids[ROW], ids[ID], pa.array(np.arange(len(rows))), pa.array([reason] * len(rows))]
-        write_table(target, pa.table(columns, ["row", "id", "rank", "reason"]), context.pool_rows)
+        applied = cut if config.rule == "threshold" else float(f_N[rows[-1]])
+        write_table(target, pa.table(columns, ["row", "id", "rank", "reason"]), context.pool_rows, {"cut": applied})
     return target
 
 

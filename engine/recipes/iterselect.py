@@ -10,6 +10,9 @@ D^H = hard set, M(x) = the classifier's probability of hard, R(x) = largest cosi
 3. Inference, Figure 1 of the paper: K-Means over what is left gives V, its best rows by F join D^H without the judge,
    R is updated, until the budget is reached. `one_shot` ranks the whole pool once instead.
 
+`scores/` holds the F of the final D^H. With iterative inference a row was scored in the turns that drew it, when D^H
+was smaller: its reason names the last of these turns, its F then, and the F of the last row which that turn took.
+
 Needs: a generator and a judge for the labelled rows (offline stand-ins are there), an encoder, a classifier. No
 gradients and no tuning of the language model.
 Cost: rounds x batch_size answers and as many judgements, twice that with both orders; one pass of the encoder and one
@@ -24,10 +27,12 @@ of every number the paper leaves out (see each field); rows judged easy are take
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from engine.algorithms.kmeans_methods import refit
@@ -39,6 +44,8 @@ from engine.labelling import Labelled, LoopConfig, label_rounds, pool_scores
 from engine.recipes.base import Context, Selection
 from engine.schema import HARD, ID, ROW, VECTOR
 from engine.shards import PoolIndex, Rows, Scores
+
+DRAWN = "drawn"  # steps with what each inference turn drew
 
 
 class DiverseConfig(LoopConfig):
@@ -68,15 +75,15 @@ def select(context: Context) -> Selection:
         diverse, labelled = rounds(context, index, vectors)
         scores = pool_scores(context, config, labelled)
         choose = iterative_inference if config.inference == "iterative" else one_shot_inference
-        selected = choose(context, config, index, labelled, scores, diverse)
+        selected, default_reason, reasons = choose(context, config, index, labelled, scores, diverse)
         scored = write_pool_scores(context, config, index, labelled, scores, diverse, selected)
     finally:
         index.close()
     return Selection(
         selected=selected,
         scores=scored,
-        default_reason="score below the cut",
-        reasons=judged_reasons(labelled),
+        default_reason=default_reason,
+        reasons=reasons,
         facts={"clusters": diverse.require().extra["clusters"], "rounds": labelled.metrics, "judge": labelled.judge},
         score="score",
     )
@@ -146,8 +153,12 @@ def load_centroids(step: Step, dim: int) -> np.ndarray:
 
 def iterative_inference(
     context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores, diverse: Step
-) -> Step:
-    """Fills the budget turn by turn: cluster what is left, draw V, take the best by F, add them to D^H."""
+) -> tuple[Step, str, pa.Table]:
+    """Fills the budget turn by turn: cluster what is left, draw V, take the best by F, add them to D^H.
+
+    Returns:
+        The selection, why most rows are out, and (row, reason) of those that are out for a reason of their own.
+    """
     hard = labelled.rows(index, hard=True, scores=scores)
     kept = hard.rows[top_rows(f_scores(config, index, hard), hard.words, context.budget)]
     rounds = labelled.rounds()
@@ -164,31 +175,38 @@ def iterative_inference(
         "inference_steps",
     )
     settings = {"budget": context.budget, "seed": context.config.seed, **{n: getattr(config, n) for n in names}}
-    previous, turn = labelled.fingerprint, 0
+    previous, draws = labelled.fingerprint, list[Step]()
     centroids_KD = load_centroids(diverse, index.dim())
     while (missing := context.budget - sum(len(rows) for rows, _ in chosen)) > 0 and (left := index.count()) > 0:
-        picked = context.step(f"inference/{turn:03d}", {**settings, "turn": turn}, [previous], version=2)
+        turn = len(draws)
+        drawn = context.step(f"{DRAWN}/{turn:03d}", {**settings, "turn": turn}, [previous])
+        picked = context.step(f"inference/{turn:03d}", {}, [drawn.fingerprint], version=3)
         if not context.reused(picked):
             context.runtime.observer.step_started(picked.name, left)
-            table = inference_turn(context, config, index, scores, centroids_KD, min(batch, missing), left, turn)
-            write_table(picked, table, context.pool_rows)
-            context.runtime.observer.step_done(picked.name, len(table), picked.require().seconds, 0, reused=False)
-        rows = picked.read_all([ROW])[ROW].to_numpy()
+            table = drawn_rows(context, config, index, scores, centroids_KD, min(batch, missing), left, turn)
+            write_table(drawn, table, context.pool_rows)
+            write_table(picked, log_entry(index, table), context.pool_rows)
+            record = picked.require()
+            context.runtime.observer.step_done(picked.name, record.rows, record.seconds, 0, reused=False)
+        rows, f = taken_in(drawn)
         if not len(rows):
             break  # the classifier failed on everything that is left
-        chosen.append((rows, np.array([f"score, inference turn {turn + 1}"] * len(rows))))
+        chosen.append((rows, np.array([f"taken in inference turn {turn + 1}, score {one:.4f} then" for one in f])))
+        draws.append(drawn)
         index.remember(picked)
         previous = picked.fingerprint
-        turn += 1
     missing = context.budget - sum(len(rows) for rows, _ in chosen)
     if missing > 0:
         easy = labelled.rows(index, hard=False, scores=scores)
         best = top_rows(f_scores(config, index, easy), easy.words, missing)
         chosen.append((easy.rows[best], np.array(["judged easy, nothing else was left"] * len(best))))
-    return save_selection(context, chosen, {**settings, "how": "iterative"}, [previous])
+    selected = save_selection(context, chosen, {**settings, "how": "iterative"}, [previous])
+    default_reason = "not drawn in any inference turn" if draws else "the rows judged hard filled the budget"
+    reasons = pa.concat_tables([judged_reasons(labelled, {True: ", but over the budget", False: ""}), missed(draws)])
+    return selected, default_reason, reasons
 
 
-def inference_turn(
+def drawn_rows(
     context: Context,
     config: Config,
     index: PoolIndex,
@@ -198,7 +216,7 @@ def inference_turn(
     left: int,
     turn: int,
 ) -> pa.Table:
-    """The `take` best rows by F of a fresh V, as an entry of the index's log (row, hard, vector), best first.
+    """A fresh V with its F at this turn: row, score, taken (the `take` best), best first.
 
     K-Means over what is left starts from the pool's centroids: it ends near them, in a few iterations.
     """
@@ -207,27 +225,57 @@ def inference_turn(
     result = refit(index, centroids_KD, method, seed=seed, iterations=config.iterations, tol=1e-4)
     size = max(diverse_rows(config, left), min(left, 2 * take))
     drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, seed, f"inference/{turn}", scores)
-    best = drawn.take(top_rows(f_scores(config, index, drawn), drawn.words, take))
-    columns = [pa.array(best.rows), pa.array([True] * len(best.rows)), index.vectors_arrow(best.rows)]
-    return pa.table(columns, names=[ROW, HARD, VECTOR])
+    f = f_scores(config, index, drawn)
+    best = top_rows(f, drawn.words, len(f))
+    return pa.table([drawn.rows[best], f[best], np.arange(len(best)) < take], names=[ROW, "score", "taken"])
+
+
+def log_entry(index: PoolIndex, drawn: pa.Table) -> pa.Table:
+    """The rows that a turn took, as an entry of the index's log (row, hard, vector), best first."""
+    rows = drawn[ROW].to_numpy()[drawn["taken"].to_numpy()]
+    return pa.table([pa.array(rows), pa.array([True] * len(rows)), index.vectors_arrow(rows)], [ROW, HARD, VECTOR])
+
+
+def taken_in(drawn: Step) -> tuple[np.ndarray, np.ndarray]:
+    """((M,) rows, (M,) F then) that a turn took, best first."""
+    table = drawn.read_all([ROW, "score", "taken"])
+    taken = table["taken"].to_numpy()
+    return table[ROW].to_numpy()[taken], table["score"].to_numpy()[taken]
+
+
+def missed(draws: Sequence[Step]) -> pa.Table:
+    """(row, reason) of the rows that turns drew and did not take, each with the last turn that drew it."""
+    found: dict[int, str] = {}
+    for turn, drawn in enumerate(draws, 1):
+        table = drawn.read_all([ROW, "score", "taken"])
+        lowest = taken_in(drawn)[1][-1]
+        rest = table.filter(pc.invert(table["taken"]))  # pyright: ignore[reportAttributeAccessIssue]
+        for row, f in zip(rest[ROW].to_pylist(), rest["score"].to_pylist(), strict=True):
+            found[row] = f"not taken in inference turn {turn}: score {f:.4f} then, the last row taken had {lowest:.4f}"
+    return pa.table([pa.array(found, pa.int64()), pa.array(found.values(), pa.string())], names=[ROW, "reason"])
 
 
 def one_shot_inference(
     context: Context, config: Config, index: PoolIndex, labelled: Labelled, scores: Scores, diverse: Step
-) -> Step:
-    """Ranks the whole pool once by F, the labelled rows among it unless asked otherwise."""
+) -> tuple[Step, str, pa.Table]:
+    """Ranks the whole pool once by F, the labelled rows among it unless asked otherwise. Returns as the other one."""
     hard, easy = (labelled.rows(index, hard=flag, scores=scores) for flag in (True, False))
     ranked = index.top(scores, config.alpha, config.similarity, context.budget + len(hard.rows) + len(easy.rows))
-    rows = ranked.rows[~np.isin(ranked.rows, easy.rows)] if config.exclude_easy else ranked.rows
+    kept = ~np.isin(ranked.rows, easy.rows) if config.exclude_easy else np.ones(len(ranked.rows), dtype=bool)
     first = np.empty(0, dtype=np.int64)
     if config.always_keep_hard:
         first = hard.rows[top_rows(f_scores(config, index, hard), hard.words, context.budget)]
-        rows = rows[~np.isin(rows, first)]
-    rest = rows[: context.budget - len(first)]
-    chosen = [(first, np.array(["judged hard"] * len(first))), (rest, np.array(["score"] * len(rest)))]
+        kept &= ~np.isin(ranked.rows, first)
+    rest = ranked.take(np.flatnonzero(kept)[: context.budget - len(first)])
+    chosen = [(first, np.array(["judged hard"] * len(first))), (rest.rows, np.array(["score"] * len(rest.rows)))]
     names = ("alpha", "similarity", "always_keep_hard", "exclude_easy")
     settings = {"budget": context.budget, "how": "one_shot", **{name: getattr(config, name) for name in names}}
-    return save_selection(context, chosen, settings, [labelled.fingerprint])
+    cut = float(f_scores(config, index, rest)[-1]) if len(rest.rows) else None
+    selected = save_selection(context, chosen, settings, [labelled.fingerprint], cut)
+    out = "not among the best scores"
+    why = {True: f", {'but over the budget' if config.always_keep_hard else out}"}
+    why[False] = "" if config.exclude_easy else f", {out}"
+    return selected, out, judged_reasons(labelled, why)
 
 
 def f_scores(config: Config, index: PoolIndex, rows: Rows) -> np.ndarray:
@@ -236,15 +284,20 @@ def f_scores(config: Config, index: PoolIndex, rows: Rows) -> np.ndarray:
 
 
 def save_selection(
-    context: Context, chosen: list[tuple[np.ndarray, np.ndarray]], settings: dict[str, Any], inputs: list[str]
+    context: Context,
+    chosen: list[tuple[np.ndarray, np.ndarray]],
+    settings: dict[str, Any],
+    inputs: list[str],
+    cut: float | None = None,
 ) -> Step:
-    target = context.step("selected", settings, inputs, version=2)
+    """The step `selected`, which also remembers the lowest F taken where one ranking gave it."""
+    target = context.step("selected", settings, inputs, version=3)
     if target.record() is None:
         rows = np.concatenate([rows for rows, _ in chosen])
         reasons = np.concatenate([reasons.astype(object) for _, reasons in chosen])
         ids = take_rows(context.pool, rows, [ID])
         columns = [ids[ROW], ids[ID], pa.array(np.arange(len(rows))), pa.array(reasons.tolist(), pa.string())]
-        write_table(target, pa.table(columns, ["row", "id", "rank", "reason"]), context.pool_rows)
+        write_table(target, pa.table(columns, ["row", "id", "rank", "reason"]), context.pool_rows, {"cut": cut})
     return target
 
 
@@ -270,11 +323,15 @@ def write_pool_scores(
     return target
 
 
-def judged_reasons(labelled: Labelled) -> pa.Table:
-    """Why rows that the judge saw were left out."""
+def judged_reasons(labelled: Labelled, why: Mapping[bool, str]) -> pa.Table:
+    """(row, reason) of every row that the judge saw, should it be left out.
+
+    Args:
+        why: hard or not -> what goes on after the verdict.
+    """
     rows, reasons = [], []
     for number, table in enumerate(labelled.tables):
         for row, hard in zip(table[ROW].to_pylist(), table[HARD].to_pylist(), strict=True):
             rows.append(row)
-            reasons.append(f"judged {'hard, but over the budget' if hard else 'easy'} in round {number + 1}")
+            reasons.append(f"judged {'hard' if hard else 'easy'} in round {number + 1}{why[hard]}")
     return pa.table([pa.array(rows, pa.int64()), pa.array(reasons, pa.string())], names=[ROW, "reason"])

@@ -158,7 +158,8 @@ def score_histogram(score: Facts) -> Any:
             tooltip=[altair.Tooltip("low:Q", format=".4g"), altair.Tooltip("rows:Q", format=",.0f"), "group:N"],
         )
     )
-    cut = altair.Chart(altair.Data(values=[{"cut": score["cut"], "text": f"cut {score['cut']:.3g}"}]))
+    text = f"{'cut' if score['cut_applied'] else 'as many'} {score['cut']:.3g}"
+    cut = altair.Chart(altair.Data(values=[{"cut": score["cut"], "text": text}]))
     rule = cut.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(x="cut:Q")
     label = cut.mark_text(align="left", dx=5, baseline="top").encode(x="cut:Q", y=altair.value(0), text="text:N")
     return bars + rule + label

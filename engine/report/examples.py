@@ -28,7 +28,7 @@ SHOWN_CHARS = 1_200  # of a prompt, a response or an answer
 NAME_CHARS = 120  # of a source, a file or a reason
 KINDS = {"top": 100, "cut": 75, "below": 75, "rejected": 100, "judged": 150}
 LABELS = {
-    "top": "top", "cut": "last selected", "below": "just below", "rejected": "lowest", "judged": "judged",
+    "top": "top", "cut": "last selected", "below": "best left out", "rejected": "lowest", "judged": "judged",
     "sample": "sample",
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def example(
         "id": facts[ID],
         "kind": LABELS[kind],
         "selected": facts["selected"],
-        "rank": None if facts["rank"] is None else facts["rank"] + 1,
+        "rank": facts["rank"],
         "score": rounded(facts.get(found.score)) if found.score else None,
         "source": shown(facts[SOURCE], NAME_CHARS),
         "cluster": facts.get(found.cluster) if found.cluster else None,

@@ -48,6 +48,7 @@ def gather(found: Collected, texts: Texts, prices: Prices) -> dict[str, Any]:
         "sampled": found.pool.num_rows if found.sampled else None,
         "rounds": judged.rounds(found) or None,
         "learned": learned(found),
+        "applied": applied(found),
         "score": score_part(found),
         "shares": share_parts(found, texts),
         "clusters": cluster_part(found),
@@ -69,6 +70,12 @@ def learned(found: Collected) -> dict[str, Any] | None:
     """What the classifier learned, on the rows that its training did not see."""
     split = found.config["recipe"].get("validation_fraction")
     return judged.by_source(found.judged, found.config["seed"], split) if found.judged is not None and split else None
+
+
+def applied(found: Collected) -> dict[str, Any] | None:
+    """Of a run that applied another's selector: `run`, `rule`, `cut` (of that run) and `drift` from its pool."""
+    told = found.summary.get("applied")
+    return {**told, "drift": found.summary["drift"]} if told else None
 
 
 def absent(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -120,7 +127,8 @@ def score_part(found: Collected) -> dict[str, Any] | None:
         return None
     pool_N, inside_N = numbers_of(found.pool, found.score), found.pool["selected"].to_numpy()
     selected_S = numbers_of(found.selected, found.score)
-    histogram = shares.score_histogram(pool_N, inside_N, selected_S, found.totals.rows, found.totals.selected)
+    cut = found.steps["selected"].require().extra.get("cut")
+    histogram = shares.score_histogram(pool_N, inside_N, selected_S, found.totals.rows, found.totals.selected, cut)
     if histogram is None:
         return None
     known_N = np.isfinite(pool_N)

@@ -90,7 +90,12 @@ def shares(
 
 
 def score_histogram(
-    pool_N: np.ndarray, inside_N: np.ndarray, selected_S: np.ndarray, rows: int, selected_rows: int
+    pool_N: np.ndarray,
+    inside_N: np.ndarray,
+    selected_S: np.ndarray,
+    rows: int,
+    selected_rows: int,
+    cut: float | None = None,
 ) -> dict[str, Any] | None:
     """Rows per bin of the score, selected and left out, and the cut.
 
@@ -99,10 +104,12 @@ def score_histogram(
         inside_N: (N,) bool, which of them are selected.
         selected_S: (S,) scores of the sample of the selection.
         rows, selected_rows: of the whole pool and selection, to which the counts of samples are scaled.
+        cut: the score at which the selection ended, if it ended at one.
 
     Returns:
-        `edges` (B + 1,), `selected` and `rest` (B,) rows, `cut`: the score that as many rows reach as were selected;
-        a selection by this score alone would end there. None without two different scores.
+        `edges` (B + 1,), `selected` and `rest` (B,) rows, `cut` as given or else the score that as many rows reach as
+        were selected, where a selection by this score alone would end, and `cut_applied`, whether it was given. None
+        without two different scores.
     """
     finite = np.concatenate([pool_N, selected_S])
     finite = finite[np.isfinite(finite)]
@@ -116,7 +123,8 @@ def score_histogram(
         "edges": edges.tolist(),
         "selected": (np.histogram(known_S, edges)[0] * scale[1]).tolist(),
         "rest": (np.histogram(rest_N, edges)[0] * scale[0]).tolist(),
-        "cut": nth_best(pool_N, reached),
+        "cut": nth_best(pool_N, reached) if cut is None else cut,
+        "cut_applied": cut is not None,
     }
 
 

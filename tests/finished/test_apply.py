@@ -12,6 +12,7 @@ import pytest
 
 from engine.cli import run_cli
 from engine.data.vectors import vectors_from_arrow
+from engine.explain import explain
 from engine.lineage import steps_of
 from engine.models.probe import ProbeModel
 from engine.settings_apply import load_apply
@@ -87,6 +88,11 @@ def test_the_cut_of_the_run_selects(finished: Finished, held: Path) -> None:
     assert len(pq.read_table(held / "data")) == len(chosen)
     card = (held / "README.md").read_text()
     assert f"score of at least {cut:.4f}" in card and "drift of the cluster" in card
+    assert run_cli(["report", str(held), "--no-pictures"]) == 0
+    page, facts = ((held / "report" / name).read_text() for name in ("index.html", "report.json"))
+    facts = json.loads(facts)
+    assert f"<b>{cut:.4f}</b>, the cut of that run" in page and "drift from its pool" in page
+    assert facts["score"]["cut"] == facts["applied"]["cut"] == pytest.approx(cut) and facts["score"]["cut_applied"]
     record = json.loads((held / "run.json").read_text())
     assert {line["rows"] for line in record["summary"]["baselines"][:-1]} == {len(chosen)}
 
@@ -99,6 +105,8 @@ def test_a_budget_takes_the_best(finished: Finished, tmp_path: Path, capsys: Cap
     rows = scores_of(tmp_path / "out").values()
     best = sorted((row["score"] for row in rows), reverse=True)[:5]
     assert [row["score"] for row in sorted((r for r in rows if r["selected"]), key=lambda r: r["rank"])] == best
+    assert {row["reason"] for row in rows if not row["selected"]} == {"not among the best scores"}
+    assert explain(str(tmp_path / "out"), next(r["id"] for r in rows))["standing"]["cut"] == pytest.approx(best[-1])
     assert run_cli(["explain", str(tmp_path / "out"), next(r["id"] for r in rows if r["selected"])]) == 0
     assert "nearest rows of the hard set" in capsys.readouterr().out
     assert run_cli([*line, "budget=0.5", "--json"]) == 0

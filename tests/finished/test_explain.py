@@ -27,8 +27,9 @@ def first(finished: Finished, reason: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("reason", "status"),
-    [("judged hard", "selected"), ("score, inf", "selected"), ("judged easy", "left_out"), ("score below", "left_out")],
-)
+    [("judged hard", "selected"), ("taken in", "selected"), ("judged easy", "left_out"), ("not taken in", "left_out"),
+     ("not drawn", "left_out")],
+)  # fmt: skip
 def test_every_fate_is_told(finished: Finished, reason: str, status: str) -> None:
     row = first(finished, reason)
     found = explain(str(finished.out), row["id"])
@@ -37,7 +38,13 @@ def test_every_fate_is_told(finished: Finished, reason: str, status: str) -> Non
     assert found["scores"] == {name: row[name] for name in ("probability", "similarity", "score", "cluster")}
     scores = [one["score"] for one in scores_of(finished.out).values()]
     assert found["standing"]["place"] == 1 + sum(other > row["score"] for other in scores)
-    assert found["standing"]["cut"] == sorted(scores)[-40]
+    assert found["standing"]["cut"] is None  # turns have no common cut
+    last = found["drawn"][-1] if found["drawn"] else None
+    assert (last is not None and last["taken"]) == reason.startswith("taken")
+    if last is not None and reason.endswith("taken in"):
+        assert f"turn {last['turn']}" in row["reason"] and f"{last['score']:.4f} then" in row["reason"]
+        assert last["score"] <= row["score"] + 1e-6  # the hard set only grew
+        assert last["taken"] or (last["score"] <= last["lowest_taken"] and not row["selected"])
     assert bool(found["verdicts"]) == reason.startswith("judged")
     if found["verdicts"]:
         (verdict,) = found["verdicts"]
@@ -54,8 +61,8 @@ def test_neighbours_are_the_most_similar_hard_rows(finished: Finished) -> None:
     by_row = {one["row"]: one["id"] for one in scores.values()}
     hard = [table for name, step in steps.items() if name.endswith("labels") for table in step.read_all().to_pylist()]
     hard_rows = [one["row"] for one in hard if one["hard"]]
-    hard_rows += [one["row"] for one in scores.values() if one["reason"].startswith("score, inf")]
-    for row in (first(finished, "judged hard"), first(finished, "score below")):
+    hard_rows += [one["row"] for one in scores.values() if one["reason"].startswith("taken in")]
+    for row in (first(finished, "judged hard"), first(finished, "not taken")):
         found = explain(str(finished.out), row["id"], 4)["neighbours"]
         others = [other for other in hard_rows if other != row["row"]]
         cosine = x_ND[others] @ x_ND[row["row"]]
@@ -63,8 +70,7 @@ def test_neighbours_are_the_most_similar_hard_rows(finished: Finished) -> None:
         assert [one["similarity"] for one in found] == pytest.approx(cosine[best], abs=2e-4)
         assert found[0]["similarity"] == pytest.approx(row["similarity"], abs=2e-4)
         assert {one["id"] for one in found} <= set(by_row.values()) - {row["id"]}
-        assert all(scores[one["id"]]["reason"].removeprefix("score, ") in one["how"].removeprefix("taken in ")
-                   for one in found)  # fmt: skip
+        assert all(scores[one["id"]]["reason"].startswith(one["how"]) for one in found)
 
 
 def test_a_rejected_row_says_why(finished: Finished, capsys: Capture) -> None:

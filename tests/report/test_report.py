@@ -174,7 +174,7 @@ def test_the_table_has_the_judges_words_and_the_reason(run: Path, facts: dict[st
     assert all(row["reason"] for row in data["examples"])
     assert {point["id"] for point in data["points"]} == {row["id"] for row in data["examples"]}
     kinds = Counter(row["kind"] for row in data["examples"])
-    assert kinds["top"] and kinds["just below"] and kinds["lowest"]
+    assert kinds["top"] and kinds["best left out"] and kinds["lowest"]
 
 
 def embedded(page: Path) -> dict[str, Any]:
