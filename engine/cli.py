@@ -30,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 app.add_typer(judge_app, name="judge")
@@ -146,8 +146,12 @@ def run(
     if retry_failed:
         mark_failed(config, quiet, take_over)
     if several:
-        run_methods(several, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime, take_over=take_over)
+        done = run_methods(several, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime, take_over=take_over)
         compare([config.out], f"{config.out}/compare", as_json)
+        if not as_json:
+            from engine.console import print_methods
+
+            print_methods(config.out, list(several), done, Console())
         return
     summary = run_session(config, fresh=fresh, quiet=quiet or as_json, make_runtime=make_runtime, take_over=take_over)
     if as_json:

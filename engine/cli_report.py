@@ -24,8 +24,8 @@ def report(
 ) -> None:  # fmt: skip
     """Writes a page about a finished run: what it chose, why, at what cost, and the rows themselves."""
     from engine.report.savings import Prices
-    from engine.report.write import FOLDER, write_report
-    from engine.run_folder import finished_runs
+    from engine.report.write import write_report
+    from engine.run_folder import REPORT, finished_runs
     from engine.store import Store
 
     if map_by not in ("pca", "umap"):
@@ -34,7 +34,7 @@ def report(
     runs = finished_runs(out)
     written: dict[str, Any] = {}
     for run in runs:
-        target = run.sub(FOLDER)
+        target = run.sub(REPORT)
         if output is not None:
             target = Store(output) if len(runs) == 1 else Store(output).sub(run.root.rsplit("/", 1)[-1])
         written[target.path("index.html")] = write_report(run, target, prices, map_by, pictures)

@@ -69,6 +69,9 @@ class OutputConfig(Strict):
         default_factory=list, description="Languages of the rows for the card, as BCP-47 codes such as en, zh-Hant"
     )
     license: str | None = Field(default=None, description="Licence for the card, as the Hub names it, e.g. cc-by-4.0")
+    handoff: bool = Field(
+        default=True, description="Write handoff/, trainer configs and two random baselines, and dataset_info.json"
+    )
     report: bool = Field(default=True, description="Write report/index.html, a page about the run, at its end")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
@@ -51,6 +52,7 @@ class Summary(TypedDict):
         baselines: one mapping per selection of the same size, the method itself first: `name`, `rows` and any further
             numbers, which become columns. A share is a float in [0, 1] whose name ends in `overlap` or `rate`.
         next_commands: (command, what it does).
+        up_to_date: an earlier run had done it all; nothing was written.
     """
 
     recipe: str
@@ -70,6 +72,7 @@ class Summary(TypedDict):
     drift: NotRequired[Mapping[str, Any] | None]
     baselines: NotRequired[Sequence[Mapping[str, Any]]]
     next_commands: NotRequired[Sequence[tuple[str, str]]]
+    up_to_date: NotRequired[bool]
 
 
 def _steps_table(steps: Sequence[StepSummary]) -> Table:
@@ -132,8 +135,14 @@ def paid_text(calls: Mapping[str, Any]) -> str:
 
 def print_summary(summary: Summary, console: Console) -> None:
     """The final block of a run: counts, rounds, steps, baselines, output, next commands."""
-    title = Text(f"{line(summary['recipe'])}: done in {duration(summary['seconds'])}", style="bold")
+    took = duration(summary["seconds"])
+    state = f"finished before, nothing to do ({took})" if summary.get("up_to_date") else f"done in {took}"
+    title = Text(f"{line(summary['recipe'])}: {state}", style="bold")
     console.print(Rule(title, align="left", style="dim"))
+    if summary.get("up_to_date"):
+        print_line(console, Text(f"{summary['selected']:,} of {summary['pool']:,} rows selected"))
+        print_end(line(summary["out"]), summary.get("next_commands", ()), console)
+        return
     console.print(_facts(summary))
     tables = [rounds_table(summary["rounds"])] if summary["rounds"] else []
     console.print("", Columns([*tables, _steps_table(summary["steps"])], padding=(1, 4)))
@@ -151,8 +160,39 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print()
     if calls := summary.get("calls"):
         print_line(console, Text("paid    ", style="dim").append(paid_text(calls), style="not dim"))
-    print_line(console, Text("output  ", style="dim").append(line(summary["out"]), style="bold not dim"))
-    commands = [(line(command), line(about)) for command, about in summary.get("next_commands", ())]
+    print_end(line(summary["out"]), summary.get("next_commands", ()), console)
+
+
+def print_methods(out: str, labels: Sequence[str], summaries: Sequence[Any], console: Console) -> None:
+    """The end of a run of several methods, below their comparison: what was read, where it all is, what to do next.
+
+    Args:
+        labels, summaries: of the methods, which have one pool.
+    """
+    first = summaries[0]
+    rejected = ", ".join(f"{count:,} {line(why)}" for why, count in first["rejected"].items()) or "none"
+    facts = {
+        "read": f"{first['rows_read']:,} rows",
+        "rejected": f"{rejected}; each with file, line and reason in {first['out']}/rejected.jsonl",
+        "duplicates": f"{first['duplicates']:,}",
+        "pool": f"{first['pool']:,} rows",
+    }
+    console.print()
+    for name, value in facts.items():
+        print_line(console, labelled(f"{name:<12}", value))
+    export = f"iterselect export {shlex.quote(first['out'])} NEW_FOLDER"
+    commands = [
+        (f"open {shlex.quote(out)}/compare/index.html", "the comparison as a page"),
+        (f"iterselect report {shlex.quote(out)}", "a page about each method again, with every chart as SVG and PNG"),
+        (export, f"the selection of {labels[0]} in another format"),
+    ]
+    print_end(f"{line(out)}/methods/{{{','.join(map(line, labels))}}}", commands, console)
+
+
+def print_end(out: str, next_commands: Sequence[tuple[str, str]], console: Console) -> None:
+    """Where the output is, and what one may do with it."""
+    print_line(console, Text("output  ", style="dim").append(out, style="bold not dim"))
+    commands = [(line(command), line(about)) for command, about in next_commands]
     width = max((len(command) for command, _ in commands), default=0)
     for index, (command, about) in enumerate(commands):
         entry = Text("next    " if index == 0 else "        ", style="dim")
@@ -171,8 +211,8 @@ def print_status(status: Mapping[str, Any], console: Console) -> None:
         facts["step"] = f"{status['step']}, {done:,}" + (
             f" of {total:,} rows ({done / total:.0%})" if total else " rows"
         )
-    if status["state"] not in ("running", "done"):
-        facts["continue"] = status.get("resume_command")
+    if status["state"] not in ("running", "done"):  # a failed run would fail again as it is; its reason says the fix
+        facts["fix, then" if status["state"] == "failed" else "continue"] = status.get("resume_command")
     for name, value in facts.items():
         if value not in (None, ""):
             print_line(console, labelled(f"{name:<10}", value))

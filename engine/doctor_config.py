@@ -49,6 +49,11 @@ def check_tracker(name: str | None) -> list[Check]:
 
 def check_models(config: RunConfig) -> list[Check]:
     """The models a config names that must be on this machine: the encoder, and those of its recipe."""
+    return [check_model(name, model) for name, model in models_of(config).items()]
+
+
+def models_of(config: RunConfig) -> dict[str, str]:
+    """Key of the config -> the model it names, of those that are loaded here and not asked over the network."""
     recipe = config.recipe
     wanted = {"encoder": config.encoder.model}
     if getattr(recipe, "model", None):
@@ -57,7 +62,7 @@ def check_models(config: RunConfig) -> list[Check]:
         part = getattr(recipe, role, None)
         if getattr(part, "kind", None) in ("transformers", "vllm", "finetune"):
             wanted[f"recipe.{role}.model"] = part.model  # pyright: ignore[reportOptionalMemberAccess]
-    return [check_model(name, model) for name, model in wanted.items()]
+    return wanted
 
 
 def check_model(name: str, model: str) -> Check:

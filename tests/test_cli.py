@@ -124,8 +124,40 @@ def test_an_identical_run_reuses_everything(
     assert {"ingest", "embed"} <= steps.keys()
     assert all(reused for name, reused in steps.items() if name not in ("start", "write")), steps
     assert outputs(out) == before and progress == ""
-    progress = told(capsys, *run_lines(small_pool, out))[1]
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    printed, progress = told(capsys, *run_lines(small_pool, out))
     assert "embed: done, 197 rows, reused" in progress and "changed since" not in progress
+    assert "finished before, nothing to do" in printed and f"output  {out}" in printed and len(printed.splitlines()) < 8
+    later = {path.name for path in written if path.stat().st_mtime_ns != written[path]}
+    assert not later & {"README.md", "run.json", "config.yaml", "ids.txt", "index.html"}
+    next((out / "data").iterdir()).unlink()
+    assert "done in" in told(capsys, *run_lines(small_pool, out))[0] and outputs(out) == before
+
+
+def test_a_missing_generator_stops_a_run_before_it_starts(small_pool: Path, tmp_path: Path, capsys: Capture) -> None:
+    line = ["run", "iterselect", str(small_pool), f"out={tmp_path / 'out'}", "--local"]
+    assert run_cli([*line, "recipe.generator={kind: transformers, model: ./no-such-model}"]) == 3
+    said = capsys.readouterr().err
+    assert "error E320" in said and "recipe.generator.model" in said and "fix:" in said
+    assert not (tmp_path / "out").exists()
+    assert run_cli(["run", "lift", str(small_pool), f"out={tmp_path / 'out'}", "--local"]) == 2
+    assert "recipe.rater: is required" in (said := capsys.readouterr().err) and "iterselect init lift" in said
+
+
+def test_status_of_a_failed_run_says_what_to_mend(small_pool: Path, tmp_path: Path, capsys: Capture) -> None:
+    line = ["run", "perplexity", str(small_pool), f"out={tmp_path / 'out'}", "--local", "--quiet"]
+    assert run_cli([*line, "recipe.model=./no-such-model"]) == 3
+    text, _ = told(capsys, "status", str(tmp_path / "out"))
+    assert "E320" in text and "fix: check the path" in text and "fix, then iterselect" in text
+
+
+def test_without_a_handoff(small_pool: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Switched off later, what an earlier run wrote for trainers goes too."""
+    line = ["run", "longest", str(small_pool), f"out={tmp_path / 'out'}", "--local", "budget=9"]
+    assert "trl sft" in told(capsys, *line)[0] and (tmp_path / "out" / "dataset_info.json").exists()
+    assert "trl sft" not in told(capsys, *line, "output.handoff=false")[0]
+    left = [path for path in (tmp_path / "out" / "handoff").rglob("*") if path.is_file()]
+    assert not left and not (tmp_path / "out" / "dataset_info.json").exists()
 
 
 def test_a_changed_setting_is_named(small_pool: Path, tmp_path: Path, capsys: Capture) -> None:

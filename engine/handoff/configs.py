@@ -15,14 +15,14 @@ from engine.data.formats import Format
 from engine.handoff.trainers import AXOLOTL, LLAMAFACTORY, TRL
 
 MODEL = "YOUR-MODEL"
-EPOCHS, LEARNING_RATE, BATCH, ACCUMULATE, MAX_TOKENS, WARMUP = 3, 1e-5, 1, 16, 2048, 10
+EPOCHS, LEARNING_RATE, BATCH, ACCUMULATE, MAX_TOKENS, WARMUP = 3, 1e-5, 1, 16, 2048, 0.03
 SCHEDULE = {  # in the words of transformers, which TRL and LLaMA-Factory pass on
     "num_train_epochs": EPOCHS,
     "per_device_train_batch_size": BATCH,
     "gradient_accumulation_steps": ACCUMULATE,
     "learning_rate": LEARNING_RATE,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": WARMUP,
+    "warmup_steps": WARMUP,  # below 1 a share of all steps since transformers 5.0; warmup_ratio is gone from 5.2 on
 }
 COMMANDS = {
     TRL: "trl sft --config {config}",
@@ -124,6 +124,7 @@ def _llamafactory(data: TrainingData) -> tuple[dict[str, Any], list[str]]:
         "template: null takes the chat template from the tokenizer; where LLaMA-Factory has one for your model",
         "(qwen3, llama3, gemma ...) its name is safer. The columns are in dataset_info.json.",
     ]
+    notes.append("warmup_steps below 1 is a share of all steps; before transformers 5 name it warmup_ratio.")
     return values, [*notes, "For LoRA set finetuning_type: lora and raise learning_rate to 1.0e-4."]
 
 
@@ -156,7 +157,7 @@ def _axolotl(data: TrainingData) -> tuple[dict[str, Any], list[str]]:
         "learning_rate": LEARNING_RATE,
         "optimizer": "adamw_torch",
         "lr_scheduler": "cosine",
-        "warmup_steps": WARMUP,
+        "warmup_ratio": WARMUP,
         "bf16": "auto",
         "logging_steps": 10,
         "saves_per_epoch": 1,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.artifacts import Step
-from engine.baselines import SELECTED, TrainingSet, training_sets
+from engine.baselines import SELECTED, SETS, TrainingSet, training_sets
 from engine.data.card import dataset_info
 from engine.errors import DataError
 from engine.handoff.configs import TrainingData, config_text
@@ -54,9 +54,12 @@ class Handoff:
 
 
 def write_handoff(context: Context, selection: Selection) -> Handoff:
-    """Writes handoff/ and dataset_info.json into the output folder."""
+    """Writes handoff/ and dataset_info.json into the output folder; nothing when the config does not want them."""
     store, output = context.outputs, context.config.output
     sets = training_sets(context, selection)
+    if not output.handoff:
+        remove_handoff(store)
+        return Handoff(sets, {})
     chosen = {name: choose(context.pool, one.step, output.format) for name, one in sets.items()}
     given = give(chosen)
     outputs = {one.output for one in given.values()}
@@ -78,6 +81,19 @@ def write_handoff(context: Context, selection: Selection) -> Handoff:
     store.write_bytes(f"{FOLDER}/README.md", readme(sets, places).encode())
     shown = own if own in outputs else given[TRL].output
     return Handoff(sets, {name: data_folder(name, own, shown) for name in sets if name != SELECTED})
+
+
+def remove_handoff(store: Store) -> None:
+    """Drops what an earlier run wrote: it would train on rows that are no longer the selection."""
+    copies = [copy for copy, _ in COPIES.values()]
+    files = ["README.md", "ids.txt", *(f"{trainer}_sft.yaml" for trainer in COPIES)]
+    for folder in map(place, SETS):
+        for last in ("data", *copies):
+            remove_others(store, f"{folder}/{last}", [])
+        for file in set(store.list(folder)) & set(files):
+            store.remove(f"{folder}/{file}")
+    if store.exists("dataset_info.json"):
+        store.remove("dataset_info.json")
 
 
 def training_data(context: Context, name: str, rows: Chosen, step: Step, given: Given, trainer: str) -> TrainingData:

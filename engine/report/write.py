@@ -24,7 +24,6 @@ from engine.store import Store
 from engine.web_page import png, svg
 
 SCATTER_ROWS = 3_000
-FOLDER = "report"
 MOST_BYTES = 8_000_000  # of index.html
 
 
