@@ -17,7 +17,8 @@ from rich.text import Text
 
 # C0 and C1 controls but tab and newline, line separators, and marks that reverse the direction of text
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-ROUND_COLUMNS = ("round", "judged", "hard", "val accuracy", "val AUC", "time")
+ROUND_COLUMNS = ("round", "judged", "hard", "val rows", "val accuracy", "val AUC", "time")
+FEW_ROWS = 20  # held-out rows below which accuracy and AUC say next to nothing
 
 
 def clean(value: object) -> str:
@@ -67,14 +68,22 @@ def spending(facts: Mapping[str, Any]) -> str:
     return text + (f", {facts['limited']:,} times told to slow down" if facts.get("limited") else "")
 
 
+def few_rows(metrics: Mapping[str, Any]) -> bool:
+    """Whether a round's validation figures are of too few rows to mean something."""
+    return metrics.get("num_val") is not None and metrics["num_val"] < FEW_ROWS
+
+
 def round_cells(metrics: Mapping[str, Any]) -> list[str]:
+    """A cell for each of ROUND_COLUMNS; `?` marks figures of fewer than FEW_ROWS held-out rows."""
     seconds = metrics.get("seconds")
+    mark = "?" if few_rows(metrics) else ""
+    figures = percent(metrics.get("val_accuracy")), number(metrics.get("val_auc"))
     return [
         number(metrics.get("round")),
         number(metrics.get("judged")),
         percent(metrics.get("hard_rate")),
-        percent(metrics.get("val_accuracy")),
-        number(metrics.get("val_auc")),
+        number(metrics.get("num_val")),
+        *(text if text == "-" else f"{text}{mark}" for text in figures),
         "-" if seconds is None else duration(seconds),
     ]
 
@@ -100,6 +109,9 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     table = table_of(*ROUND_COLUMNS, title="rounds", name_width=5)
     for metrics in rounds:
         table.add_row(*map(Text, round_cells(metrics)))
+    if any(map(few_rows, rounds)):
+        table.caption = Text(f"?: of fewer than {FEW_ROWS} held-out rows, next to no evidence", style="dim")
+        table.caption_justify = "left"
     return table
 
 

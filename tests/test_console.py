@@ -15,7 +15,7 @@ from rich.console import Console
 from engine.console import Summary, print_error, print_status, print_summary
 from engine.errors import ConfigError, DataError
 from engine.live_table import LiveTable
-from engine.screen import clean, duration
+from engine.screen import FEW_ROWS, clean, duration, round_cells, rounds_table
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;title\x07\x1b[31m[bold red]x[/] :smile: \u202eabc\u2028\ud800[/nope]\rEND"
@@ -93,7 +93,7 @@ def test_plain_lines_one_per_step_and_one_in_thirty_seconds() -> None:
         "embed: 900/1,000 rows (90%), 10 rows/s, ETA 10 s",
         "embed: done, 1,000 rows, 1:30 min, 11 rows/s, 2 failed",
         "score: done, 1,000 rows, reused",
-        "round 1, judged 50, hard 50.0%, val accuracy 75.0%, val AUC -, time 3.0 s",
+        "round 1, judged 50, hard 50.0%, val rows -, val accuracy 75.0%, val AUC -, time 3.0 s",
         "two lines",
     ]
 
@@ -230,7 +230,7 @@ def test_summary_fits_and_has_everything(width: int) -> None:
     for expected in (
         "iterselect: done in 31:33 min", "read 52,002 rows", "rejected 14 12 no_response, 2 role_order",
         "duplicates 120", "pool 51,868 in 228 clusters", "selected 5,187 10.0% of the pool",
-        "1 1,000 30.0% - 0.710 1:21 min",
+        "1 1,000 30.0% - - 0.710 1:21 min",
         "rounds/*/answers 3,000 1:40 min 20 4", "embed 51,868 reused - 0", "ingest 51,868 4.1 s 12,651 0",
         "iterselect 5,187 100.0% 132.4 3 228", "(pool) 51,868 - 102.4 3 -", "output runs/a",
         "next iterselect status runs/a shows this again",
@@ -304,3 +304,10 @@ def test_durations() -> None:
     assert [duration(s) for s in (0, 9.94, 9.96, 59, 60, 3599, 3600, 90061)] == [
         "0.0 s", "9.9 s", "10 s", "59 s", "1:00 min", "59:59 min", "1:00:00 h", "25:01:01 h",
     ]  # fmt: skip
+
+
+def test_figures_of_a_few_held_out_rows_are_marked() -> None:
+    entry = {"round": 1, "judged": 10, "hard_rate": 0.5, "val_accuracy": 1.0, "val_auc": 1.0, "seconds": 1.0}
+    assert round_cells({**entry, "num_val": 2})[3:6] == ["2", "100.0%?", "1.000?"]
+    assert round_cells({**entry, "num_val": FEW_ROWS})[3:6] == ["20", "100.0%", "1.000"]
+    assert rounds_table([{**entry, "num_val": 2}]).caption and not rounds_table([{**entry, "num_val": 20}]).caption

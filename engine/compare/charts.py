@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 CELL = 46  # pixels of one cell of a matrix
+FAINT = 0.1  # the colours reach this far at least: an overlap by chance is no dark cell
 PADDING = 12  # labels are measured in another font than they may be drawn in
 
 
@@ -31,11 +32,11 @@ def overlap_chart(found: Mapping[str, Any]) -> Any:
         x=altair.X("a:N", sort=order, title=None, axis=altair.Axis(labelAngle=-45)),
         y=altair.Y("b:N", sort=order, title=None),
     )
-    top = max((row["jaccard"] for row in rows), default=1.0)
+    top = max([FAINT, *(row["jaccard"] for row in rows)])
     cells = base.mark_rect().encode(
-        color=altair.Color("jaccard:Q", title="Jaccard", scale=altair.Scale(scheme="blues", domain=[0, max(top, 0.01)]))
+        color=altair.Color("jaccard:Q", title="Jaccard", scale=altair.Scale(scheme="blues", domain=[0, top]))
     )
-    dark = f"datum.jaccard > {0.6 * max(top, 0.01)}"
+    dark = f"datum.jaccard > {0.6 * top}"
     labels = base.mark_text(fontSize=11).encode(
         text="text:N", color=altair.condition(dark, altair.value("white"), altair.value("black"))
     )

@@ -22,6 +22,7 @@ from engine.artifacts import Step
 from engine.judging.pairwise import FIRST, SECOND
 from engine.report.collect import Collected, numbers_of
 from engine.schema import ANSWER, ERROR, HARD, ID, PROBABILITY, ROW, SOURCE, VERDICT, id_words
+from engine.screen import few_rows
 from engine.web_page import cut_texts, shown
 
 FEW = 10  # hard or easy rows below which an AUC says little
@@ -29,7 +30,7 @@ ANSWER_CHARS, SOURCE_CHARS = 2_000, 80
 
 
 def rounds(found: Collected) -> list[dict[str, Any]]:
-    """The rounds of the run's summary, each with `judge_calls` and, where calls were paid, `usd` with the answers'."""
+    """The rounds of the run's summary, each with `judge_calls`, `few` and, where paid, `usd`, the answers with it."""
     reported = []
     for metrics in found.summary["rounds"]:
         folder = f"rounds/{metrics['round'] - 1:03d}"
@@ -37,7 +38,7 @@ def rounds(found: Collected) -> list[dict[str, Any]]:
         paid = [total(step, "usd") for step in (verdicts, answers) if step is not None]
         usd = sum(value for value in paid if value is not None) if any(value is not None for value in paid) else None
         calls = judge_calls(verdicts) if verdicts is not None else metrics["judged"]
-        reported.append({**metrics, "judge_calls": calls, "usd": usd})
+        reported.append({**metrics, "judge_calls": calls, "usd": usd, "few": few_rows(metrics)})
     return reported
 
 
