@@ -206,7 +206,9 @@ class OpenAITaggerConfig(AskingConfig):
 
 
 class OpenAIRewriterConfig(AskingConfig):
-    prompt: PathOrName = Field(default="rewrite", description="Prompt: name, name/version, or the path of your own file")
+    prompt: PathOrName = Field(
+        default="rewrite", description="Prompt: name, name/version, or the path of your own file"
+    )
     max_tokens: int = Field(default=2048, ge=1, description="Longest reply, in tokens: a new task and its response")
 
 

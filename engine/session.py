@@ -109,7 +109,6 @@ def run_held(
 
                 summaries.append(execute(config, store, runtime, observer.steps, method))
                 view.finished(summaries[-1])
-                outputs = store if method is None else store.sub(f"{METHODS}/{method}")
                 there = summaries[-1].get("up_to_date") and outputs.exists(f"{REPORT}/index.html")
                 if config.output.report and not there:
                     report_at_end(outputs, observer)
