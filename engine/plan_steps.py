@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from engine.algorithms.hard_similarity import HARD_BLOCK
@@ -24,7 +23,7 @@ from engine.data.inputs import resolve_inputs
 from engine.errors import EnvironmentProblem, StepError, TooManyFailures
 from engine.labelling import LoopConfig
 from engine.lineage import steps_of
-from engine.models.encoder import resolve_model
+from engine.models.encoder import encoder_dim
 from engine.paid.estimate import draw_sample
 from engine.paid.service import PaidRun
 from engine.paid.standing import CommittedStore, NoRuntime, NotThere, frozen_pool, standing
@@ -217,7 +216,7 @@ def member_memory(config: RunConfig, rows: int, shards: int) -> dict[str, Any] |
     """
     if not isinstance(config.recipe, LoopConfig):
         return None
-    dim = encoder_dim(config)
+    dim = encoder_dim(config.encoder.model)
     clusters = max(1, min(getattr(config.recipe, "clusters", 1), rows // 10))
     hard = budget_rows(config.budget, rows)
     members = max(1, min(shards, -(-rows // config.data.part_rows)))
@@ -226,11 +225,6 @@ def member_memory(config: RunConfig, rows: int, shards: int) -> dict[str, Any] |
         "formula": MEMORY_FORMULA, "rows": rows, "dim": dim, "clusters": clusters, "members": members, "hard": hard,
         "megabytes": round(size / 1e6, 1),
     }  # fmt: skip
-
-
-def encoder_dim(config: RunConfig) -> int:
-    """D of the encoder's vectors."""
-    return int(json.loads((Path(resolve_model(config.encoder.model)) / "config.json").read_text())["hidden_size"])
 
 
 def clustering_cost(config: RunConfig, rows: int) -> dict[str, Any] | None:
@@ -242,7 +236,7 @@ def clustering_cost(config: RunConfig, rows: int) -> dict[str, Any] | None:
     recipe = config.recipe.model_dump()
     if "clusters" not in recipe or "iterations" not in recipe or recipe.get("by") == "source":
         return None
-    dim, clusters = encoder_dim(config), max(1, min(recipe["clusters"], rows // 10))
+    dim, clusters = encoder_dim(config.encoder.model), max(1, min(recipe["clusters"], rows // 10))
     method = method_for(config.kmeans.method, clusters)
     cost, lloyd = (multiplications(one, rows, dim, clusters, recipe["iterations"]) for one in (method, "lloyd"))
     return {"method": method, "clusters": clusters, "multiplications": cost, "lloyd": lloyd}

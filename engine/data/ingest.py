@@ -1,7 +1,7 @@
 """Freezes input files into the pool: numbered, identified, deduplicated rows in Arrow parts, every row accounted for.
 
-It writes nothing; the step that calls it stores the parts and the rejects. Memory is one part plus, for exact
-duplicates, one 16-byte digest per row of the pool in a Python set (about 100 bytes a row with the set's overhead).
+It writes nothing; the step that calls it stores the parts and the rejects. Memory is one part, whatever the number of
+rows: the ids that exact duplicates are found by lie in a temporary file (engine/data/seen.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from engine.data.formats import SAMPLE_ROWS, Format, detect
 from engine.data.inputs import InputFile
 from engine.data.readers import MAX_ROW_BYTES, read_rows
 from engine.data.rows import BadRow, Reject, SourceRow, check_text, snippet
+from engine.data.seen import SeenIds
 from engine.errors import DataError, StepError
 from engine.schema import POOL_SCHEMA, canonical_json, conversation_id
 
@@ -96,7 +97,7 @@ class Ingest:
         self.formats: dict[str, Format] = {}
         self.empty_files: list[str] = []
         self._on_reject = on_reject or (lambda reject: None)
-        self._seen: set[bytes] = set()
+        self._seen = SeenIds()
         self._first_reject: Reject | None = None
         self._source_column = self.options.source_column or self.options.columns.get("source", "source")
 
@@ -150,11 +151,9 @@ class Ingest:
         if isinstance(found, BadRow):
             return self._refuse(Reject(row.file, row.line, found.reason, found.detail, snippet(row.text)))
         key = conversation_id(messages, tools)
-        digest = bytes.fromhex(key)
-        if digest in self._seen:
+        if not self._seen.add(key):
             self.counts.duplicates += 1
             return None
-        self._seen.add(digest)
         number = self.counts.pool
         self.counts.pool += 1
         source = row.value.get(self._source_column)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +25,7 @@ import pyarrow as pa
 from engine.data.vectors import vectors_to_arrow
 from engine.errors import ConfigError, EnvironmentProblem
 from engine.models.batching import Batch, fixed_batches, pad_batch
+from engine.models.hash_encoder import HashEncoder, hash_dim, is_hash
 from engine.models.threads import map_batches_on_cpu
 from engine.schema import PROMPT, VECTOR
 from engine.work import count_tokens
@@ -132,11 +134,27 @@ class Encoder:
             return torch.nn.functional.normalize(x_BD, dim=1).half()[: len(batch.rows)].cpu().numpy()
 
 
+def make_encoder(settings: Mapping[str, Any]) -> Encoder | HashEncoder:
+    """The encoder that `encoder_settings` describes."""
+    return HashEncoder(**settings) if is_hash(settings["model"]) else Encoder(**settings)
+
+
+def encoder_dim(model: str) -> int:
+    """D of the vectors of an encoder, without loading it.
+
+    Raises:
+        EnvironmentProblem: E320, the model is not here.
+    """
+    if is_hash(model):
+        return hash_dim(model)
+    return int(json.loads((Path(resolve_model(model)) / "config.json").read_text())["hidden_size"])
+
+
 class EmbedStage:
     """The stage `embed`: a column of texts in, their vectors out, in the same order.
 
     Args:
-        encoder: arguments of `Encoder`, as `encoder_settings` gives them.
+        encoder: as `encoder_settings` gives it.
         column: name of the text column.
     """
 
@@ -144,7 +162,7 @@ class EmbedStage:
 
     def __init__(self, encoder: Mapping[str, Any], column: str = PROMPT) -> None:
         self.column = column
-        self.encoder = Encoder(**encoder)
+        self.encoder = make_encoder(encoder)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Table of N rows with the column; returns one column `vector`, FixedSizeList<float16>[D]."""
@@ -152,17 +170,20 @@ class EmbedStage:
 
 
 def encoder_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `Encoder` with everything pinned that a machine would otherwise decide by itself.
+    """Arguments of an encoder with everything pinned that a machine would otherwise decide by itself.
 
     A relative folder becomes absolute, since workers run elsewhere; "auto" becomes the precision of this machine; the
     fingerprint of the model's files is added, so that a worker with another copy stops instead of mixing vectors.
 
     Args:
-        settings: arguments of `Encoder`, JSON-able; `model` is needed.
+        settings: arguments of `Encoder`, JSON-able; `model` is needed. Of "hash:D" only those of `HashEncoder` stay.
 
     Raises:
         EnvironmentProblem: E320, the model is not here.
+        ConfigError: E237, "hash:" without a number of dimensions.
     """
+    if is_hash(settings["model"]):
+        return HashEncoder(**{k: v for k, v in settings.items() if k in ("model", "max_tokens", "prefix")}).identity
     folder = resolve_model(settings["model"])
     local = Path(settings["model"]).expanduser().is_dir()
     return {

@@ -29,9 +29,9 @@ class EmbeddingJudge:
     columns_in = (VECTOR, RESPONSE, ANSWER)
 
     def __init__(self, encoder: dict[str, Any], same_similarity: float, margin: float) -> None:
-        from engine.models.encoder import Encoder
+        from engine.models.encoder import make_encoder
 
-        self.encoder = Encoder(**encoder)
+        self.encoder = make_encoder(encoder)
         self.same_similarity, self.margin = same_similarity, margin
 
     def __call__(self, table: pa.Table) -> pa.Table:
