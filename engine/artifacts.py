@@ -263,15 +263,22 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def write_table(step: Step, table: pa.Table, part_rows: int, extra: Mapping[str, Any] | None = None) -> StepRecord:
+def write_table(
+    step: Step,
+    table: pa.Table,
+    part_rows: int,
+    extra: Mapping[str, Any] | None = None,
+    started: float | None = None,
+) -> StepRecord:
     """Makes a small step from a table that is already in memory; reuses it when it is complete.
 
-    `part_rows` must be among the settings of the step when a caller may change it: parts resume by index.
+    `part_rows` must be among the settings of the step when a caller may change it: parts resume by index. `started` is
+    `time.monotonic()` from before the table was computed, when that shall count as the step's time.
     """
     record = step.record()
     if record is not None:
         return record
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     done = step.committed()
     for index, offset in enumerate(range(0, max(table.num_rows, 1), part_rows)):
         if index not in done:

@@ -123,6 +123,7 @@ def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, ve
                 fix="give new rows, or apply the run without --update",
                 code="E474",
             )
+        started = time.monotonic()
         context.runtime.observer.step_started("diverse", candidates)
         size = diverse_rows(config, candidates)
         clusters = max(1, min(config.clusters, candidates // 10))
@@ -132,7 +133,7 @@ def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, ve
         table = table.append_column(VECTOR, index.vectors_arrow(drawn.rows))
         facts = {"clusters": len(result.centroids_KD), "inertia": result.inertia[-1]}
         save_centroids(target, result.centroids_KD)
-        record = write_table(target, table, context.config.data.part_rows, facts)
+        record = write_table(target, table, context.config.data.part_rows, facts, started)
         context.runtime.observer.step_done("diverse", record.rows, record.seconds, 0, reused=False)
     return target
 
@@ -182,10 +183,11 @@ def iterative_inference(
         drawn = context.step(f"{DRAWN}/{turn:03d}", {**settings, "turn": turn}, [previous])
         picked = context.step(f"inference/{turn:03d}", {}, [drawn.fingerprint], version=3)
         if not context.reused(picked):
+            started = time.monotonic()
             context.runtime.observer.step_started(picked.name, left)
             table = drawn_rows(context, config, index, scores, centroids_KD, min(batch, missing), left, turn)
             write_table(drawn, table, context.pool_rows)
-            write_table(picked, log_entry(index, table), context.pool_rows)
+            write_table(picked, log_entry(index, table), context.pool_rows, started=started)
             record = picked.require()
             context.runtime.observer.step_done(picked.name, record.rows, record.seconds, 0, reused=False)
         rows, f = taken_in(drawn)
