@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.end_to_end import watch
 from benchmarks.record import RECORDS, write_record
 from benchmarks.vector_pool import Quiet, context_for, make_pool
+from benchmarks.watch import watch
 from engine.algorithms.ranking import top_rows
 from engine.config import RuntimeConfig
 from engine.greedy_methods import GraphCutSettings, KCenterSettings, diverse, graph_cut, kcenter
@@ -71,9 +71,14 @@ def main() -> None:
         for method in arguments.methods:
             load = os.getloadavg()[0]
             own = ["--run-in", folder, "--num", str(arguments.num), *(["--local"] if arguments.local else [])]
-            seconds, memory = watch([sys.executable, "-m", "benchmarks.greedy_million", method, *own])
+            watched = watch([sys.executable, "-m", "benchmarks.greedy_million", method, *own])
             found = json.loads((Path(folder) / f"{method}.json").read_text())
-            result[method] = {"wall_s": round(seconds, 1), "load_before": round(load, 2), "memory": memory, **found}
+            result[method] = {
+                "wall_s": round(watched.seconds, 1),
+                "load_before": round(load, 2),
+                "memory": watched.memory,
+                **found,
+            }
             print(method, result[method], flush=True)
             write_record(arguments.name, result, path)
     print(f"record: {path}")

@@ -74,17 +74,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="judge")
     arguments = parser.parse_args()
+    result = on_server(arguments)
+    print_table(result)
+    print(f"record: {write_record(arguments.name, result)}")
+
+
+def on_server(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`compare` on a scripted server of its own."""
     command = [sys.executable, "-m", "tests.fake_openai", "--watch-stdin", "--latency-s", str(arguments.latency_s)]
     root = Path(__file__).parents[1]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         port = json.loads(server.stdout.readline())["port"]
         try:
-            result = compare(f"http://127.0.0.1:{port}/v1", arguments)
+            return compare(f"http://127.0.0.1:{port}/v1", arguments)
         finally:
             server.kill()
-    print_table(result)
-    print(f"record: {write_record(arguments.name, result)}")
 
 
 def compare(url: str, arguments: argparse.Namespace) -> dict[str, Any]:

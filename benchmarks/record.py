@@ -12,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,22 +33,29 @@ def paired(first: Callable[[], object], second: Callable[[], object], rounds: in
 
     Returns:
         `first_s` and `second_s`: {median, min, max} seconds; `ratio`: {median, min, max} of second / first in the same
-        round, so above 1 means that the first is faster; `rounds`.
+        round, so above 1 means that the first is faster; `first_cpu_s`, `second_cpu_s`, `cpu_ratio`: the same in CPU
+        seconds of this process, which other work on the machine hardly changes; `rounds`.
     """
     first()
     second()
     times: dict[str, list[float]] = {"first": [], "second": []}
+    cpu: dict[str, list[float]] = {"first": [], "second": []}
     pair = [("first", first), ("second", second)]
     for number in range(rounds):
         for name, function in pair if number % 2 == 0 else pair[::-1]:
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.process_time()
             function()
+            cpu[name].append(time.process_time() - started_cpu)
             times[name].append(time.perf_counter() - started)
-    ratios = [b / a for a, b in zip(times["first"], times["second"], strict=True)]
     return {
-        "first_s": _spread(times["first"]), "second_s": _spread(times["second"]), "ratio": _spread(ratios),
+        "first_s": _spread(times["first"]), "second_s": _spread(times["second"]), "ratio": _ratios(times),
+        "first_cpu_s": _spread(cpu["first"]), "second_cpu_s": _spread(cpu["second"]), "cpu_ratio": _ratios(cpu),
         "rounds": rounds,
     }  # fmt: skip
+
+
+def _ratios(pair: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return _spread([b / a for a, b in zip(pair["first"], pair["second"], strict=True)])
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from engine.cli_bench import bench
 from engine.cli_judge import judge_app, ledger_app, prompts_app
 from engine.cli_methods import compare, methods
 from engine.cli_report import report
@@ -45,6 +46,7 @@ app.command()(export)
 app.command()(submit)
 app.add_typer(jobs_app, name="jobs")
 app.command()(report)
+app.command()(bench)
 
 INTERRUPTED = 130
 
