@@ -29,7 +29,6 @@ from engine.config import RuntimeConfig
 from engine.greedy_methods import GraphCutSettings, KCenterSettings, diverse, graph_cut, kcenter
 from engine.local import LocalRuntime
 from engine.recipes.base import Context
-from engine.runtime import Runtime
 from engine.schema import ID, id_words
 from engine.space import Space, whole_pool
 
@@ -102,7 +101,7 @@ def select(folder: Path, method: str, num: int, local: bool) -> None:
     (folder / f"{method}.json").write_text(json.dumps(found | {"steps_s": observer.seconds}))
 
 
-def on_ray(observer: Quiet) -> Runtime:
+def on_ray(observer: Quiet) -> Any:
     from actors.cluster import connect, plan, resources
     from actors.runtime import RayRuntime
 

@@ -8,6 +8,7 @@ It knows no method. Vectors are made in parts, so a million of them never lie in
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Quiet:
     def round_done(self, metrics: dict[str, Any]) -> None:
         """Not remembered."""
 
-    def spent(self, step: str, facts: dict[str, Any]) -> None:
+    def spent(self, step: str, facts: Mapping[str, Any]) -> None:
         """Not remembered."""
 
     def note(self, text: str) -> None:

@@ -25,7 +25,12 @@ from benchmarks.record import paired, write_record
 
 TARGET = 0.9
 TOKENS, LONG_TOKENS, PART_ROWS, LONG_SHARE = 64, 768, 64, 0.05
-SHAPE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+}
 
 
 def rows_of(prompts: list[str]) -> pa.Table:
@@ -153,7 +158,7 @@ def main() -> None:
     load = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or str(make_model(Path(folder) / "llama"))
-        result = measure(model, arguments.rows, arguments.rounds) | {"load_before": load}
+        result: dict[str, Any] = measure(model, arguments.rows, arguments.rounds) | {"load_before": load}
     for name, label in (("throughput", "stage against LLM.generate"), ("tail", "four parts against one")):
         ratio = result[name]["ratio"]
         print(f"{label:30} {ratio['median']:6.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})")

@@ -12,7 +12,7 @@ CHAT_TEMPLATE = (
 )
 
 # vLLM's attention wants heads of at least 32 dimensions
-FOR_VLLM = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+FOR_VLLM: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
 def make_tiny_llama(

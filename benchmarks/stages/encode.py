@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -41,4 +42,5 @@ def by_sklearn(texts: list[str], dim: int) -> np.ndarray:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(n_features=dim, ngram_range=(1, 2), alternate_sign=True, binary=True)
-    return np.asarray(vectorizer.transform(texts).todense(), np.float16)
+    sparse: Any = vectorizer.transform(texts)
+    return sparse.toarray().astype(np.float16)
