@@ -58,13 +58,13 @@ class Watched:
 
 
 def watch(command: Sequence[str]) -> Watched:
-    """Runs a command to its end.
+    """Runs a command to its end; what it prints on stdout is dropped.
 
     Raises:
         SystemExit: it failed.
     """
     found, started = Watched(), time.monotonic()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     driver = psutil.Process(process.pid)
     spent: dict[int, float] = {}
     while process.poll() is None:
