@@ -43,9 +43,9 @@ def read_texts(data: Path, rows: int) -> list[str]:
 
 
 def _prompt(line: str) -> str:
-    """Texts before the last message; empty for a line that is not a conversation, as the example has on purpose."""
+    """Texts before the last message; empty for a line that is no conversation, as the example has on purpose."""
     try:
-        return "\n".join(turn["content"] for turn in json.loads(line)["messages"][:-1])
+        return "\n".join(turn["content"] for turn in json.loads(line)["messages"][:-1]).encode().decode()
     except (ValueError, TypeError, KeyError):
         return ""
 
