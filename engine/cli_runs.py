@@ -48,7 +48,7 @@ def apply(
 
     With --update more rounds of judging come first, among the new rows; the result can be applied and updated in turn.
     """
-    from engine.cli import confirm_cost, make_runtime, mark_failed, show_plan
+    from engine.cli import confirm_cost, make_runtime, mark_failed
     from engine.console import print_summary
     from engine.session import run_session
     from engine.settings_apply import load_apply
@@ -59,7 +59,7 @@ def apply(
     words += [f"paid.max_usd={max_usd}"] if max_usd is not None else []
     config = load_apply(run, words, local, update)
     if dry_run:
-        show_plan(config, None, None, as_json)
+        show_plans({None: config}, None, None, as_json)
         return
     if not yes:
         confirm_cost([config])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def named(path: str) -> str:
     return "rewritten/" + path.rsplit("/", 1)[-1]
 
 
-def facts(before: dict[str, Any], counts: Counts, added: int, formats: dict[str, Any]) -> dict[str, Any]:
+def facts(before: Mapping[str, Any], counts: Counts, added: int, formats: dict[str, Any]) -> dict[str, Any]:
     """The counts of both; a new row that the pool had already is a duplicate."""
     new = counts.to_dict()
     again = counts.pool - added

@@ -99,7 +99,8 @@ def select(context: Context) -> Selection:
             "cut": f"score of at least {seen.cut:.4f}" if config.rule == "threshold" else "best scores",
         },
     }
-    return Selection(selected, scored, "score below the cut", reasons(labelled, verdicts), facts, "score")
+    out = "score below the cut" if config.rule == "threshold" else "not among the best scores"
+    return Selection(selected, scored, out, reasons(labelled, verdicts), facts, "score")
 
 
 def pool_vectors(context: Context) -> Step:
@@ -168,12 +169,12 @@ def choose(
             code="E472",
         )
     parts = [(rows, np.array([reason] * len(rows))) for rows, reason in chosen]
-    return save_selection(context, parts, settings, [scored.fingerprint])
+    return save_selection(context, parts, settings, [scored.fingerprint], cut if config.rule == "threshold" else None)
 
 
 def reasons(labelled: Labelled, verdicts: dict[bool, np.ndarray]) -> pa.Table:
     """Why rows that a judge saw were left out."""
-    told = judged_reasons(labelled)
+    told = judged_reasons(labelled, {True: ", but over the budget", False: ""})
     earlier = {flag: rows[~np.isin(rows, told[ROW].to_numpy())] for flag, rows in verdicts.items()}
     words = {True: "judged hard in an earlier run, but over the budget", False: "judged easy in an earlier run"}
     tables = [
