@@ -48,7 +48,7 @@ def apply(
 
     With --update more rounds of judging come first, among the new rows; the result can be applied and updated in turn.
     """
-    from engine.cli import confirm_cost, make_runtime, mark_failed
+    from engine.cli import confirm_cost, make_runtime, mark_failed, show_plans
     from engine.console import print_summary
     from engine.session import run_session
     from engine.settings_apply import load_apply
