@@ -42,6 +42,11 @@ class Part:
     size_bytes: int = 0  # 0, as tokens, in parts that were made before these were counted
     tokens: int = 0
 
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Part:
+        """From its JSON; a part may have been made before a fact was counted, or when it had another name."""
+        return Part(**{name: values[name] for name in Part.__dataclass_fields__ if name in values})
+
     def used(self) -> dict[str, float]:
         """What observers add up."""
         return {
@@ -80,7 +85,7 @@ class StepRecord:
     @staticmethod
     def from_json(data: bytes) -> StepRecord:
         fields = json.loads(data)
-        fields["parts"] = [Part(**part) for part in fields["parts"]]
+        fields["parts"] = [Part.of(part) for part in fields["parts"]]
         return StepRecord(**fields)
 
 
@@ -156,13 +161,13 @@ class Step:
         if self.record() is not None:
             return dict(self._parts)
         names = [f"{self.folder}/{name}" for name in self.store.list(self.folder) if name.endswith(".commit")]
-        parts = [Part(**json.loads(data)) for data in self.store.read_many(names)]
+        parts = [Part.of(json.loads(data)) for data in self.store.read_many(names)]
         return {part.index: part for part in sorted(parts, key=lambda part: part.index)}
 
     def part(self, index: int) -> Part:
         if self.record() is not None:
             return self._parts[index]
-        return Part(**json.loads(self.store.read_bytes(f"{self.folder}/part-{index:05d}.commit")))
+        return Part.of(json.loads(self.store.read_bytes(f"{self.folder}/part-{index:05d}.commit")))
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One part's rows, in their order."""

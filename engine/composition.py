@@ -204,8 +204,11 @@ def run_composition(context: Context, composition: Composition) -> Selection:
     selected = context.select_rows("selected", order_I, narrowing.chosen, {"rows": rows_digest(order_I)})
     last = composition.select[-1]
     score = last.by if isinstance(last, ByScore) else None
-    pool = None if composition.rewriting is None else context.pool
-    return Selection(selected, narrowing.scores, "not selected", narrowing.out_table(), composition.facts, score, pool)
+    facts, pool = composition.facts, None
+    if composition.rewriting is not None:
+        pool = context.pool
+        facts = {**facts, "card": {"rows written by the rewriter": pool.require().extra["added"]}}
+    return Selection(selected, narrowing.scores, "not selected", narrowing.out_table(), facts, score, pool)
 
 
 def no_row_left(narrowing: Narrowing, selector: Selector, scores: Step) -> DataError:

@@ -20,10 +20,11 @@ from engine.artifacts import Step
 from engine.data.ingest import Counts, Ingest, IngestOptions
 from engine.data.inputs import resolve_inputs
 from engine.data.rows import Reject
+from engine.data.seen import SeenIds
 from engine.paid.passes import PaidPass
 from engine.paid.rewriting import NEW_INSTRUCTION, NEW_RESPONSE
 from engine.recipes.base import Context
-from engine.schema import FILE, ID, ROW, SOURCE, SYSTEM, id_words
+from engine.schema import FILE, ID, ROW, SOURCE, SYSTEM
 
 COUNTED = ("rows_read", "pool", "rejected", "duplicates")
 
@@ -76,26 +77,23 @@ def join(pool: Step, paths: list[str], target: Step, max_row_bytes: int) -> tupl
         Number of rows, and what a record of `ingest` has.
     """
     record, done = pool.require(), target.committed()
-    words = [np.empty(0, np.uint64)]
+    seen = SeenIds()
     for part in record.parts:
         table = pool.read(part.index)
-        words.append(id_words(table[ID]))
+        for key in table[ID].to_pylist():
+            seen.add(key)
         if part.index not in done:
             target.commit(part.index, table)
-    known_N = np.concatenate(words)
     rejected = [target.store.read_bytes(f"{pool.folder}/rejected.jsonl")]
 
     def on_reject(reject: Reject) -> None:
-        rejected.append((json.dumps(reject.to_dict()) + "\n").encode())
+        rejected.append((json.dumps(reject.to_dict() | {"file": named(reject.file)}) + "\n").encode())
 
     part_rows = max(part.rows for part in record.parts)
     options = IngestOptions(format="messages", max_row_bytes=max_row_bytes, part_rows=part_rows)
-    source = Ingest(resolve_inputs(paths), options, on_reject)
+    source = Ingest(resolve_inputs(paths), options, on_reject, seen)
     rows, index = record.rows, len(record.parts)
     for table in source:
-        table = table.filter(pa.array(~np.isin(id_words(table[ID]), known_N)))
-        if not len(table):
-            continue
         names = pa.array([named(path) for path in table[FILE].to_pylist()], table.schema.field(FILE).type)
         table = table.set_column(table.schema.get_field_index(FILE), table.schema.field(FILE), names)
         table = table.set_column(0, table.schema.field(ROW), pa.array(np.arange(rows, rows + len(table))))
@@ -104,7 +102,7 @@ def join(pool: Step, paths: list[str], target: Step, max_row_bytes: int) -> tupl
         rows, index = rows + len(table), index + 1
     target.store.write_bytes(f"{target.folder}/rejected.jsonl", b"".join(rejected))
     formats = {named(path): dataclasses.asdict(found) for path, found in source.formats.items()}
-    return rows, facts(record.extra, source.counts, rows - record.rows, formats)
+    return rows, facts(record.extra, source.counts, formats)
 
 
 def named(path: str) -> str:
@@ -112,12 +110,10 @@ def named(path: str) -> str:
     return "rewritten/" + path.rsplit("/", 1)[-1]
 
 
-def facts(before: Mapping[str, Any], counts: Counts, added: int, formats: dict[str, Any]) -> dict[str, Any]:
+def facts(before: Mapping[str, Any], counts: Counts, formats: dict[str, Any]) -> dict[str, Any]:
     """The counts of both; a new row that the pool had already is a duplicate."""
     new = counts.to_dict()
-    again = counts.pool - added
-    total = {name: before[name] + new[name] for name in COUNTED}
-    total |= {"pool": total["pool"] - again, "duplicates": total["duplicates"] + again, "added": added}
+    total = {name: before[name] + new[name] for name in COUNTED} | {"added": counts.pool}
     reasons = dict(before["rejected_by_reason"])
     for reason, count in counts.reasons.items():
         reasons[reason] = reasons.get(reason, 0) + count

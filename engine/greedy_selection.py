@@ -170,7 +170,7 @@ def cluster(context: Context, index: PoolIndex, target: Step, clusters: int, ite
     """
     if not context.reused(target):
         context.runtime.observer.step_started(target.name, index.count())
-        result = context.kmeans(index, clusters, iterations)
+        result = context.kmeans(index, clusters, iterations, context.kmeans_method(clusters))
         table = pa.table({VECTOR: vectors_to_arrow(result.centroids_KD)})
         record = write_table(target, table, len(table), {"clusters": len(table), "inertia": result.inertia[-1]})
         context.runtime.observer.step_done(target.name, record.rows, record.seconds, 0, reused=False)

@@ -69,7 +69,7 @@ class GreedyShard(PoolShard):
     def __init__(self, pool: Step, vectors: Step, parts: Sequence[int], threads: int) -> None:
         super().__init__(pool, vectors, parts, threads)
         check_units(self.x_ND)
-        self.threads = threads
+        self.threads, self.pool_rows = threads, pool.require().rows
         self.cut = self._pieces(len(self.rows_N))
         self.state: Any = None
         self.state_of, self.known = "", 0
@@ -107,7 +107,7 @@ class GreedyShard(PoolShard):
             free_N = np.ones(len(self.rows_N), dtype=bool)
             if around.candidates is not None:
                 free_N = np.isin(self.rows_N, around.candidates.read_all([ROW])[ROW].to_numpy())
-            columns = columns_for(len(self.rows_N))
+            columns = columns_for(self.pool_rows)
             pieces = [
                 ArrayFacility(self.x_ND[at], self.rows_N[at], self.words_N[at], around.total_D, free_N[at], columns)
                 for at in self.cut

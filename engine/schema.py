@@ -49,9 +49,12 @@ VERDICT_COLUMNS = [
 PROBABILITY_COLUMNS = [pa.field(PROBABILITY, pa.float32()), pa.field(ERROR, pa.large_string())]
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def canonical_json(value: Any) -> str:
     """One JSON text per value: keys sorted, no spaces, UTF-8 characters kept."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL.encode(value)
 
 
 def conversation_id(messages_json: str, tools_json: str) -> str:

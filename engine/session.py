@@ -66,7 +66,8 @@ def run_each(
     check_inputs(folder, first)
     for config in configs.values():
         check_paid(config)
-        check_models(config)
+        if calls_here(config):
+            check_models(config)
     with hold(folder, first.runtime.lease_s, quiet, take_over) as lease:
         if fresh:
             aside = put_aside(lease.store)
@@ -236,9 +237,13 @@ def check_paid(config: RunConfig) -> None:
     """
     from engine.paid.service import check_backends
 
+    check_backends(config, with_key=calls_here(config))
+
+
+def calls_here(config: RunConfig) -> bool:
+    """Whether calls are made and models are loaded on this machine, not by the workers of a cluster."""
     runtime = config.runtime
-    here = runtime.mode == "local" or (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-    check_backends(config, with_key=here)
+    return runtime.mode == "local" or (runtime.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 def check_models(config: RunConfig) -> None:
@@ -250,9 +255,12 @@ def check_models(config: RunConfig) -> None:
     from engine.doctor_config import models_of
     from engine.labelling import LoopConfig
     from engine.models.encoder import resolve_model
+    from engine.models.hash_encoder import is_hash
 
     if isinstance(config.recipe, LoopConfig):
         for name, model in models_of(config).items():
+            if is_hash(model):
+                continue
             try:
                 resolve_model(model)
             except EnvironmentProblem as problem:

@@ -8,13 +8,14 @@ from typing import Any
 from engine.config import RunConfig
 from engine.errors import ConfigError
 from engine.recipes.iterselect import DiverseConfig
+from engine.run_folder import read_manifest, step_folder
 from engine.settings import config_of, split_words, with_data
 from engine.store import Store, absolute_root
 from engine.trained import load_selector
 from engine.yaml_document import Document, apply_overrides
 
 # Of the run's settings, those that say how rows are read, embedded, written and executed.
-KEPT = ("data", "seed", "max_failed", "encoder", "output", "runtime")
+KEPT = ("data", "seed", "max_failed", "encoder", "kmeans", "output", "runtime")
 
 
 def load_apply(run: str, rest: list[str], local: bool, update: bool = False) -> RunConfig:
@@ -59,5 +60,6 @@ def rounds_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def paid_of(paid: Mapping[str, Any], run: Store) -> dict[str, Any]:
     """The run's ledger and the limit above which is asked; its caps were for what it spent itself."""
-    ledger = paid["ledger"] or (run.path("ledger") if run.list("ledger") else None)
+    folder = step_folder(run, read_manifest(run)["levels_up"])  # where several methods share it
+    ledger = paid["ledger"] or (folder.path("ledger") if folder.list("ledger") else None)
     return {"ledger": ledger, "confirm_above_usd": paid["confirm_above_usd"]}

@@ -37,7 +37,7 @@ def measure(scope: Scope) -> Measured:
     texts = encode.read_texts(encode.EXAMPLE, scope.rows or 16 * PART_ROWS)
     store = Store(str(scope.folder / "scaling"))
     source = write_prompts(store, texts)
-    connect("local")
+    connect(None)
     runtime = RayRuntime(plan(resources(), RuntimeConfig(workers=max(scope.workers))), Quiet())
     figures, lines, facts = [], [], {}
     try:

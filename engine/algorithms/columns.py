@@ -21,13 +21,13 @@ from engine.algorithms.similarity import float32_tiles
 if TYPE_CHECKING:
     import torch
 
-COLUMN_BYTES = 512 << 20  # kept by one process
+COLUMN_BYTES = 2 << 30  # kept by all shards of a selection together
 SCAN_ROWS = 512  # vectors asked about at a time in a pass over all
 MADE_TILE, KEPT_TILE = 1024, 4096  # rows of a tile: of wide blocks of products, of few columns
 
 
 def columns_for(rows: int) -> int:
-    """How many columns a process keeps that holds so many rows, in one shard or several."""
+    """How many columns are kept of a matrix of so many rows, which may lie in several shards."""
     return max(1, COLUMN_BYTES // (4 * max(1, rows)))
 
 

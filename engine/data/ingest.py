@@ -75,6 +75,7 @@ class Ingest:
         inputs: from `resolve_inputs`, in the order the pool shall have.
         options: see IngestOptions.
         on_reject: called with every refused row, in input order.
+        seen: ids that are duplicates from the start, such as those of a pool that the rows are added to.
 
     Attributes:
         counts: what was read so far.
@@ -91,13 +92,14 @@ class Ingest:
         inputs: Sequence[InputFile],
         options: IngestOptions | None = None,
         on_reject: Callable[[Reject], None] | None = None,
+        seen: SeenIds | None = None,
     ) -> None:
         self.inputs, self.options = list(inputs), options or IngestOptions()
         self.counts = Counts()
         self.formats: dict[str, Format] = {}
         self.empty_files: list[str] = []
         self._on_reject = on_reject or (lambda reject: None)
-        self._seen = SeenIds()
+        self._seen = seen or SeenIds()
         self._first_reject: Reject | None = None
         self._source_column = self.options.source_column or self.options.columns.get("source", "source")
 

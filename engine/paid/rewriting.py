@@ -51,4 +51,6 @@ def rewriting_pass(config: OpenAIRewriterConfig) -> PaidPass:
     Raises:
         ConfigError: E250 to E255, the prompt.
     """
-    return query_pass(config, "rewrite", "rewritten", "rewriter", OpenAIRewriter, "last", (60, config.max_tokens / 2))
+    return query_pass(
+        config, "rewrite", "rewritten", "rewriter", OpenAIRewriter, "last", (60, min(400, config.max_tokens))
+    )

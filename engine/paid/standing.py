@@ -74,6 +74,9 @@ class CommittedStore(Store):
     def write_bytes(self, relative: str, data: bytes) -> None:
         """By-products of a finished round, such as its metrics: they are there already, or nobody misses them."""
 
+    def write_file(self, relative: str, path: str) -> None:
+        raise NotThere(relative)
+
 
 class NoGroup:
     """Stands where members would be."""

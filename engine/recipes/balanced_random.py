@@ -49,7 +49,7 @@ def balanced_by_cluster(context: Context, config: Config) -> np.ndarray:
     """(budget,) rows, the same number from every K-Means cluster as far as they last."""
     seed = context.config.seed
     index = context.index(context.vectors())
-    result = context.kmeans(index, config.clusters, config.iterations)
+    result = context.kmeans(index, config.clusters, config.iterations, context.kmeans_method(config.clusters))
     drawn = index.draw(result.centroids_KD, result.counts_K, context.budget, "equal", seed, "balanced_random")
     index.close()
     return drawn.rows[np.argsort(seeded_hash(drawn.words, seed, "balanced_random"), kind="stable")]

@@ -118,9 +118,9 @@ class Context:
         """How rows are put into so many clusters; part of what determines the bytes."""
         return method_for(self.config.kmeans.method, clusters)
 
-    def kmeans(self, index: PoolIndex, clusters: int, iterations: int) -> KMeansResult:
-        """K-Means over the candidates of the index, as the config says."""
-        return fit(index, clusters, self.kmeans_method(clusters), seed=self.config.seed, iterations=iterations)
+    def kmeans(self, index: PoolIndex, clusters: int, iterations: int, method: Method) -> KMeansResult:
+        """K-Means over the candidates of the index, by the method that is in the settings of the step."""
+        return fit(index, clusters, method, seed=self.config.seed, iterations=iterations)
 
     def resources(self, resident: bool = False) -> Resources:
         """Of one worker that runs a model."""

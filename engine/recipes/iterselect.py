@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from engine.algorithms.kmeans_methods import refit
+from engine.algorithms.kmeans_methods import Method, refit
 from engine.algorithms.ranking import combine_scores, top_rows
 from engine.artifacts import Step, take_rows, write_table
 from engine.config_base import Fraction
@@ -102,6 +102,11 @@ def rounds(context: Context, index: PoolIndex, vectors: Step) -> tuple[Step, Lab
     return diverse, label_rounds(context, config, index, diverse)
 
 
+def pool_method(context: Context, config: DiverseConfig) -> Method:
+    """How the pool is clustered, at first and in every inference turn, whatever is left of it then."""
+    return context.kmeans_method(max(1, min(config.clusters, context.pool_rows // 10)))
+
+
 def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, vectors: Step) -> Step:
     """V with everything a round needs: the pool's columns and the vector of each row, sorted by id.
 
@@ -112,7 +117,7 @@ def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, ve
     """
     names = ("clusters", "iterations", "diverse_fraction", "diverse_max", "draw")
     settings = {"seed": context.config.seed, **{name: getattr(config, name) for name in names}}
-    settings["kmeans"] = context.kmeans_method(max(1, min(config.clusters, context.pool_rows // 10)))
+    settings["kmeans"] = pool_method(context, config)
     inputs = [vectors.fingerprint, *(entry.fingerprint for entry in index.log)]
     target = context.step("diverse", settings, inputs)
     if not context.reused(target):
@@ -127,7 +132,7 @@ def diverse_subset(context: Context, config: DiverseConfig, index: PoolIndex, ve
         context.runtime.observer.step_started("diverse", candidates)
         size = diverse_rows(config, candidates)
         clusters = max(1, min(config.clusters, candidates // 10))
-        result = context.kmeans(index, clusters, config.iterations)
+        result = context.kmeans(index, clusters, config.iterations, settings["kmeans"])
         drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, context.config.seed, "diverse")
         table = take_rows(context.pool, drawn.rows)
         table = table.append_column(VECTOR, index.vectors_arrow(drawn.rows))
@@ -223,7 +228,7 @@ def drawn_rows(
     K-Means over what is left starts from the pool's centroids: it ends near them, in a few iterations.
     """
     seed = context.config.seed
-    method = context.kmeans_method(len(centroids_KD))
+    method = pool_method(context, config)
     result = refit(index, centroids_KD, method, seed=seed, iterations=config.iterations, tol=1e-4)
     size = max(diverse_rows(config, left), min(left, 2 * take))
     drawn = index.draw(result.centroids_KD, result.counts_K, size, config.draw, seed, f"inference/{turn}", scores)

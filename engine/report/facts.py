@@ -100,7 +100,7 @@ def notices(facts: Mapping[str, Any]) -> list[str]:
     learned, score, near = facts["learned"], facts["score"], facts["near"]
     if learned and None not in (learned["auc"], learned["source_auc"]) and learned["source_auc"] >= learned["auc"]:
         said.append(
-            f"The source's name alone tells hard from easy as well as the classifier does "
+            f"The source's name alone tells hard from easy at least as well as the classifier does "
             f"(AUC {learned['source_auc']:.2f} against {learned['auc']:.2f} on {learned['held_out']:,} held-out rows)."
         )
     if warning := weak_classifier(facts["rounds"] or []):

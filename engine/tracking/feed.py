@@ -74,6 +74,8 @@ class Feed:
             self.process.kill()
             self.process.wait()
             self._fail(f"no answer within {WAIT_S:.0f} s of the end of the run")
+        if self.process.returncode:
+            self._fail(f"it ended with code {self.process.returncode}")
         self.reader.join(WAIT_S)
 
     def _write(self, record: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | fl
     for name, one in value.items():
         if name in VERBATIM or SECRET_NAME.search(name):
             continue
+        if isinstance(one, list) and any(isinstance(item, Mapping | list) for item in one):
+            one = {str(place): item for place, item in enumerate(one)}
         if isinstance(one, Mapping):
             found |= flat(one, f"{prefix}{name}.")
         elif isinstance(one, bool | int | float):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,12 @@ def test_a_whole_run_needs_no_model(small_pool: Path, tmp_path: Path, recorder: 
     assert run_local(config, recorder, shards=2)["selected"] == 40
     (embed,) = (tmp_path / "out" / "steps").glob("embed-*")
     assert {vectors_from_arrow(pq.read_table(file)["vector"]).shape[1] for file in embed.glob("*.parquet")} == {48}
+
+
+def test_iterselect_runs_on_it(small_pool: Path, tmp_path: Path) -> None:
+    """As the command starts it, which looks for the files of every model first."""
+    words = [str(small_pool), f"out={tmp_path / 'out'}", "budget=10", "encoder.model=hash:32", "runtime.mode=local"]
+    command = [sys.executable, "-m", "engine", "run", "iterselect", *words, "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "ids.txt").read_text().split()) == 10

@@ -200,9 +200,11 @@ def test_settings_go_out_without_secrets() -> None:
         "extra_body": {"user": "hunter2"}, "engine_args": {"hf_token": "hunter2"}, "api_key": "hunter2",
         "max_tokens": 32, "price": None,
     }  # fmt: skip
-    found = values.settings_of({**CONFIG, "out": "s3://hunter2@b/x", "recipe": {"name": "iterselect", "judge": judge}})
+    recipe = {"name": "iterselect", "judge": judge, "select": [{"kind": "llm_choice", "chooser": judge}]}
+    found = values.settings_of({**CONFIG, "out": "s3://hunter2@b/x", "recipe": recipe})
     assert "hunter2" not in json.dumps(found)
     assert found["recipe.judge.base_url"] == "https://host/v1" and found["recipe.judge.max_tokens"] == 32
+    assert found["recipe.select.0.chooser.max_tokens"] == 32
     assert found["recipe.judge.api_key_env"] == "KEY" and found["seed"] == 0 and "out" not in found
 
 
