@@ -44,6 +44,8 @@ class Summary(TypedDict):
         rejected: reason -> rows.
         rows_read, duplicates, pool, selected: numbers of rows.
         left_out: rows that a pilot did not draw.
+        added: rows of the pool that a model wrote.
+        warnings: what one must know before using the selection.
         seconds: wall time of this command.
         clusters: number of K-Means clusters, None without clusters.
         calls: what the run's paid calls amount to; empty when there were none.
@@ -61,6 +63,8 @@ class Summary(TypedDict):
     rejected: Mapping[str, int]
     duplicates: int
     left_out: NotRequired[int]
+    added: NotRequired[int]
+    warnings: NotRequired[Sequence[str]]
     pool: int
     selected: int
     seconds: float
@@ -108,12 +112,15 @@ def _baselines_table(baselines: Sequence[Mapping[str, Any]]) -> Table:
 def _facts(summary: Summary) -> Table:
     rejected = summary["rejected"]
     clusters = summary["clusters"]
+    pool = [f"in {clusters:,} clusters"] if clusters else []
+    if added := summary.get("added", 0):
+        pool.append(f"{added:,} of them written by the rewriter")
     facts = [
         ("read", summary["rows_read"], "rows"),
         ("rejected", sum(rejected.values()), ", ".join(f"{count:,} {line(why)}" for why, count in rejected.items())),
         ("duplicates", summary["duplicates"], ""),
         ("left out", summary.get("left_out", 0), "a pilot: the rest was not drawn"),
-        ("pool", summary["pool"], f"in {clusters:,} clusters" if clusters else ""),
+        ("pool", summary["pool"], "; ".join(pool)),
         ("selected", summary["selected"], f"{summary['selected'] / max(1, summary['pool']):.1%} of the pool"),
     ]
     columns = Column(style="dim"), Column(justify="right"), Column(style="dim")
@@ -160,6 +167,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print()
     if calls := summary.get("calls"):
         print_line(console, Text("paid    ", style="dim").append(paid_text(calls), style="not dim"))
+    for warning in summary.get("warnings", ()):
+        print_line(console, Text("warning ", style="bold yellow").append(line(warning), style="not bold"))
     print_end(line(summary["out"]), summary.get("next_commands", ()), console)
 
 

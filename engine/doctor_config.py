@@ -12,10 +12,13 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig
+from engine.config_base import Strict
+from engine.config_endpoint import EndpointConfig
 from engine.doctor import Check
 from engine.models.hash_encoder import is_hash
 
@@ -31,12 +34,22 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 def check_config(config: RunConfig) -> list[Check]:
     """Its models, its endpoints, its tracker."""
     checks = check_models(config)
-    for role in ("generator", "judge"):
-        backend = getattr(config.recipe, role, None)
-        if getattr(backend, "kind", None) == "openai":
-            where = backend.base_url, backend.model, backend.api_key_env  # pyright: ignore[reportOptionalMemberAccess]
-            checks.append(check_endpoint(f"recipe.{role}", *where))
+    for name, backend in endpoints_in(config.recipe, "recipe"):
+        checks.append(check_endpoint(name, backend.base_url, backend.model, backend.api_key_env))
     return [*checks, *check_tracker(config.tracking.name)]
+
+
+def endpoints_in(value: Any, name: str) -> Iterator[tuple[str, EndpointConfig]]:
+    """Every endpoint inside a value, with its dotted key."""
+    if isinstance(value, EndpointConfig):
+        yield name, value
+    elif isinstance(value, Strict):
+        value = {key: getattr(value, key) for key in type(value).model_fields}
+    elif isinstance(value, list | tuple):
+        value = {str(place): one for place, one in enumerate(value)}
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from endpoints_in(one, f"{name}.{key}")
 
 
 def check_tracker(name: str | None) -> list[Check]:

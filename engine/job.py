@@ -27,6 +27,7 @@ from engine.config_template import dump_yaml
 from engine.data.inputs import InputFile, resolve_inputs
 from engine.handoff.folder import FOLDER as HANDOFF
 from engine.handoff.folder import write_handoff
+from engine.labelling import weak_classifier
 from engine.models.vllm_stages import engine_facts
 from engine.outputs import write_outputs
 from engine.paid.service import PaidRun
@@ -168,11 +169,13 @@ def summarize(
         "workers": context.runtime.workers,
         "duplicates": counts["duplicates"],
         "left_out": counts.get("left_out", 0),
+        "added": counts.get("added", 0),
         "clusters": selection.facts.get("clusters"),
         "rounds": list(selection.facts.get("rounds", [])),
         "selected": written["selected"],
         "steps": [step_figures(step, context.runtime.workers) for step in steps.values()],
         "baselines": baselines,
+        "warnings": [warning] if (warning := weak_classifier(selection.facts.get("rounds", []))) else [],
         "judge": selection.facts.get("judge"),
         "score": selection.score,
         "rule": selection.facts.get("rule"),

@@ -26,7 +26,8 @@ from engine.doctor import (
     judge_vllm,
     numbers,
 )
-from engine.doctor_config import check_endpoint, check_model, check_tracker
+from engine.doctor_config import check_config, check_endpoint, check_model, check_tracker
+from engine.settings import load_config
 from tests.conftest import ROOT
 
 KEY = "sk-do-not-show-this"
@@ -243,3 +244,13 @@ def test_a_ray_head(tmp_path: Path) -> None:
         head.terminate()
         head.communicate(timeout=60)
     assert asked().startswith("fail nothing answers")
+
+
+def test_every_endpoint_of_a_config_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    asked = json.dumps({"kind": "openai", "model": "m"})
+    words = [f"recipe.{name}={asked}" for name in ("rater", "rewriter")]
+    config = load_config("lift", [str(tmp_path / "pool.jsonl"), f"out={tmp_path / 'out'}", "budget=2", *words])
+    found = {check.name: check for check in check_config(config)}
+    for name in ("recipe.rater", "recipe.rewriter"):
+        assert found[name].status == "fail" and found[name].fix == "export OPENAI_API_KEY=..."

@@ -17,6 +17,7 @@ import pytest
 from engine.algorithms.metrics import auc
 from engine.artifacts import Step
 from engine.data.vectors import vectors_from_arrow
+from engine.labelling import weak_classifier
 from engine.models.probe import ProbeModel, ProbeSettings, train_probe
 from engine.schema import id_words, seeded_hash
 from engine.store import Store
@@ -130,3 +131,10 @@ def checkpoints(store: Store) -> list[ProbeModel]:
     return [
         ProbeModel.from_bytes(store.read_bytes(f"{path}/{MODEL_FILE}")) for path in round_folders(store, "classifier")
     ]
+
+
+def test_a_classifier_that_learned_nothing_is_told_of() -> None:
+    entry = {"judged": 30, "hard": 12, "num_train": 25, "num_val": 5}
+    assert weak_classifier([]) == "" and weak_classifier([{**entry, "val_auc": 0.9}]) == ""
+    assert "hardly better than chance (validation AUC 0.51, 30 labels)" in weak_classifier([{**entry, "val_auc": 0.51}])
+    assert "12 of 30 judged rows were hard" in weak_classifier([{**entry, "val_auc": None}])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig, TrackingConfig
+from engine.errors import IterselectError
 from engine.events import Events, Observer
 from engine.store import Store
 from engine.tracking import values
@@ -104,7 +105,7 @@ class Feed:
                 self.known["remote"] = answer["remote"]
             try:
                 self.store.write_bytes(STATE_FILE, (json.dumps(self.state, indent=1) + "\n").encode())
-            except Exception as error:  # a full disk or a lost folder stops the run where it writes itself
+            except (OSError, IterselectError) as error:  # a full disk stops the run where it writes itself
                 self._fail(f"{STATE_FILE} cannot be written: {error}")
 
     def _fail(self, why: str) -> None:
