@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,10 +57,21 @@ class SeenIds:
 
 @contextmanager
 def _full_disk_told() -> Iterator[None]:
-    """SQLite writes pages while it reads too, when its cache is full."""
+    """SQLite writes pages while it reads too, when its cache is full.
+
+    Raises:
+        OSError: with its folder; ENOSPC when it is full, else EIO with SQLite's words.
+    """
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir()) from error
+        full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        words = os.strerror(errno.ENOSPC) if full else f"{error}; set SQLITE_TMPDIR to another folder"
+        raise OSError(errno.ENOSPC if full else errno.EIO, words, _folder()) from error
+
+
+def _folder() -> str:
+    """Where SQLite puts its temporary files: the first of these that is there (sqlite.org/tempfiles.html)."""
+    named = (os.environ.get(name) for name in ("SQLITE_TMPDIR", "TMPDIR"))
+    places = [*named, "/var/tmp", "/usr/tmp", "/tmp"]
+    return next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), ".")
