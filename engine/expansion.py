@@ -26,6 +26,7 @@ from engine.paid.rewriting import NEW_INSTRUCTION, NEW_RESPONSE
 from engine.recipes.base import Context
 from engine.schema import FILE, ID, ROW, SOURCE, SYSTEM
 
+FOLDER = "rewritten/"
 COUNTED = ("rows_read", "pool", "rejected", "duplicates")
 
 
@@ -107,7 +108,16 @@ def join(pool: Step, paths: list[str], target: Step, max_row_bytes: int) -> tupl
 
 def named(path: str) -> str:
     """How outputs call a file of new rows: the same in every run folder."""
-    return "rewritten/" + path.rsplit("/", 1)[-1]
+    return FOLDER + path.rsplit("/", 1)[-1]
+
+
+def made_of(file: str, record: str) -> str | None:
+    """The id of the row that a row was made of; None for one of the input.
+
+    Args:
+        file, record: of the row.
+    """
+    return json.loads(record)["rewritten_from"] if file.startswith(FOLDER) else None
 
 
 def facts(before: Mapping[str, Any], counts: Counts, formats: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from engine.artifacts import Step, take_rows
 from engine.composition import RESERVED
 from engine.data.vectors import vectors_from_arrow
 from engine.errors import DataError
+from engine.expansion import made_of
 from engine.find_row import find_row
 from engine.lineage import steps_of
 from engine.recipes.iterselect import DRAWN, taken_in
 from engine.run_folder import read_manifest, run_steps
-from engine.schema import ANSWER, FILE, ID, LINE, PROMPT, RESPONSE, ROW, SOURCE, TURNS, VECTOR, id_words
+from engine.schema import ANSWER, FILE, ID, LINE, PROMPT, RECORD, RESPONSE, ROW, SOURCE, TURNS, VECTOR, id_words
 from engine.store import Store
 from engine.trained import SELECTORS, HardSet, TrainedSelector, hard_rows, load_selector
 
@@ -42,8 +43,9 @@ def explain(out: str, wanted: str, neighbours: int = 5) -> dict[str, Any]:
 
     Returns:
         JSON-able. Always `status` ("selected", "left_out" or "rejected"), `file`, `line`, `reason`. A rejected row:
-        `detail`, `snippet`. Others: `id`, `row`, `source`, `turns`, `prompt`, `response` (their starts), `rank` (from
-        1, None), `scores`, `standing` (see `standing_of`, None without a score), `drawn` (see `turns_of`), `verdicts`,
+        `detail`, `snippet`. Others: `id`, `row`, `source`, `turns`, `prompt`, `response` (their starts), `made_of` (id
+        of the row that a model rewrote, None for one of the input), `rank` (from 1, None), `scores`, `standing` (see
+        `standing_of`, None without a score), `drawn` (see `turns_of`), `verdicts`,
         `neighbours` (None without a hard set), `passes` (what else the run measured of it), `notes`.
 
     Raises:
@@ -57,11 +59,12 @@ def explain(out: str, wanted: str, neighbours: int = 5) -> dict[str, Any]:
         return {"status": "rejected", **found}
     row, summary = found[ROW], record["summary"]
     steps, pool = steps_of(run), run_steps(run)["ingest"]
-    texts = take_rows(pool, np.array([row]), [PROMPT, RESPONSE]).to_pylist()[0]
+    texts = take_rows(pool, np.array([row]), [PROMPT, RESPONSE, RECORD]).to_pylist()[0]
     scores = part_row(run, found)
     facts: dict[str, Any] = {"status": "selected" if scores["selected"] else "left_out", "recipe": summary["recipe"]}
     facts |= {name: scores[name] for name in (ID, ROW, FILE, LINE, SOURCE, TURNS, "rank", "reason")}
     facts |= {"prompt": snippet(texts[PROMPT]), "response": snippet(texts[RESPONSE])}
+    facts["made_of"] = made_of(facts[FILE], texts[RECORD])
     facts["scores"] = {name: value for name, value in scores.items() if name not in RESERVED}
     column = summary.get("score")
     facts["standing"] = standing_of(run, column, scores[column], cut_of(run)) if column else None

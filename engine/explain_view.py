@@ -31,6 +31,7 @@ def render(found: Mapping[str, Any]) -> RenderableType:
     if found["status"] == "rejected":
         return Group(head, facts({"where": place, "why": found["detail"], "text": found["snippet"]}))
     about = {"id": found["id"], "where": place, "source": found["source"], "turns": found["turns"]}
+    about |= {"made of": found["made_of"]} if found["made_of"] else {}
     texts = {"prompt": found["prompt"], "response": found["response"]}
     pieces: list[RenderableType] = [head, facts({**about, **texts}), *scores(found)]
     for turn in found["drawn"]:

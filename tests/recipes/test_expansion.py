@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.config import RunConfig
+from engine.explain import explain
 from engine.paid.plan import estimate
 from engine.run_folder import run_steps
 from engine.settings import load_config
@@ -82,6 +83,11 @@ def test_new_rows_are_scored_and_selected(finished: Path) -> None:
     assert len(chosen) == 60 and any(row["file"].startswith("rewritten/") for row in chosen)
     ranked = sorted((row for row in scores if row["quality"] is not None), key=lambda row: (-row["quality"], row["id"]))
     assert (finished / "ids.txt").read_text().split() == [row["id"] for row in ranked[:60]]
+    made = next(row for row in chosen if row["file"].startswith("rewritten/"))
+    facts = explain(str(finished), made["id"])
+    assert facts["made_of"] in {row["id"] for row in rows_of(finished)[:197]}
+    assert explain(str(finished), f"{made['file']}:{made['line']}")["id"] == made["id"]
+    assert explain(str(finished), facts["made_of"])["made_of"] is None
     data = pq.read_table(finished / "data")["messages"].to_pylist()
     assert len(data) == 60 and all(json.loads(turns[-1])["role"] == "assistant" for turns in data)
 
