@@ -194,7 +194,10 @@ def weak_classifier(metrics: Sequence[Mapping[str, Any]]) -> str:
     """A warning when the last classifier cannot tell hard from easy, or nobody knows, "" otherwise."""
     if not metrics:
         return ""
-    auc, more = metrics[-1]["val_auc"], "judge more rows (recipe.batch_size, recipe.diverse_fraction, recipe.max_rounds)"
+    auc, more = (
+        metrics[-1]["val_auc"],
+        "judge more rows (recipe.batch_size, recipe.diverse_fraction, recipe.max_rounds)",
+    )
     judged, hard = (sum(entry[key] for entry in metrics) for key in ("judged", "hard"))
     if auc is None:
         return (

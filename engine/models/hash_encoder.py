@@ -111,7 +111,9 @@ def features(texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndar
     pair_P = mix(token_T[first_P] * _PAIR + token_T[first_P + 1])
     row_F, feature_F = np.concatenate([row_T, row_T[first_P]]), np.concatenate([token_T, pair_P])
     weight_F = np.concatenate([np.minimum(bytes_T, LONGEST), np.full(len(pair_P), PAIR_WEIGHT)])
-    key_F = mix(feature_F + mix(row_F.astype(np.uint64)))  # text and feature as one number; equal ones are repetitions
+    # Text and feature as one number; equal ones are repetitions. A token of one byte is hashed as the number of a text
+    # is, so the two must not be interchangeable.
+    key_F = mix(feature_F * _PAIR + mix(row_F.astype(np.uint64)))
     order_F = np.argsort(key_F)
     once = order_F[np.flatnonzero(np.diff(key_F[order_F], prepend=~key_F[order_F[:1]]))]
     return row_F[once], feature_F[once], weight_F[once]

@@ -111,7 +111,11 @@ class Feed:
     def _fail(self, why: str) -> None:
         if not self.failed:
             self.failed = True
-            fix = INSTALL.format(self.tracking.name) if "ModuleNotFoundError" in why else "the same command tells the rest"
+            fix = (
+                INSTALL.format(self.tracking.name)
+                if "ModuleNotFoundError" in why
+                else "the same command tells the rest"
+            )
             self.warn(f"{self.tracking.name} is not told of this run: {why[:300]}; {fix}")
 
 

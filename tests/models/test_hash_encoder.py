@@ -69,6 +69,13 @@ def test_the_same_bits_alone_in_a_batch_and_across_tiles() -> None:
     assert encoder.encode([]).shape == (0, 64)
 
 
+def test_tokens_of_one_byte_and_the_places_of_texts_are_not_confused() -> None:
+    """Text 97 has a "t" and text 116 an "a": byte and place the other way round."""
+    texts = [" ".join(map(chr, range(97, 123)))] * 200
+    encoder = HashEncoder("hash:64")
+    assert (encoder.encode(texts) == encoder.encode(texts[:1])).all()
+
+
 def test_shared_wording_is_near_and_other_wording_is_not() -> None:
     english = ["Write a poem about the sea", "write a poem about the SEA.", "Write a poem about mountains"]
     texts = [*english, "今天天气很好", "今天天气不错", "How do I sort a list in Python?"]
