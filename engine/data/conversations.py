@@ -80,16 +80,19 @@ def _alpaca_messages(value: Mapping[str, Any], fmt: Format) -> list[Message]:
     _column(value, fmt.columns["response"])
     instruction, query = _text(value, fmt.columns["prompt"]), _text(value, fmt.columns.get("query"))
     prompt = f"{instruction}\n{query}" if instruction and query else instruction or query
-    messages: list[Message] = []
-    history = value.get(fmt.columns["history"]) if "history" in fmt.columns else None
+    asked = {"role": "user", "content": prompt}, {"role": "assistant", "content": _text(value, fmt.columns["response"])}
+    return [*_history(value, fmt.columns["history"]), *asked] if "history" in fmt.columns else list(asked)
+
+
+def _history(value: Mapping[str, Any], column: str) -> list[Message]:
+    history = value.get(column)
     if not isinstance(history, (list, type(None))):
-        raise BadRow("wrong_type", f"column {fmt.columns['history']} holds {kind_of(history)}, not a list of turns")
+        raise BadRow("wrong_type", f"column {column} holds {kind_of(history)}, not a list of turns")
+    messages: list[Message] = []
     for pair in history or []:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise BadRow("wrong_type", f"column {fmt.columns['history']} is not a list of [user, assistant] texts")
+            raise BadRow("wrong_type", f"column {column} is not a list of [user, assistant] texts")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    messages.append({"role": "user", "content": prompt})
-    messages.append({"role": "assistant", "content": _text(value, fmt.columns["response"])})
     return messages
 
 
@@ -226,16 +229,16 @@ def _conversation(messages: list[Message], tools: list[Any] | None) -> Conversat
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     _check_order(turns)
     prompt, response = prompt_and_response(turns)
-    users = sum(message["role"] == "user" for message in turns[:-1])
+    users = [message["role"] for message in turns].count("user")  # the last one is an answer
     return Conversation(system, prompt, response, users, messages, tools)
 
 
 def prompt_and_response(messages: list[Message]) -> tuple[str, str]:
     """The last message as text, and all before it: one message as it is, several as a line of role and text each."""
-    *before, last = messages
-    if len(before) == 1:
-        return before[0]["content"], _spoken(last)
-    return "\n".join(f"{message['role']}: {_spoken(message)}" for message in before), _spoken(last)
+    last = _spoken(messages[-1])
+    if len(messages) == 2:
+        return messages[0]["content"], last
+    return "\n".join(f"{message['role']}: {_spoken(message)}" for message in messages[:-1]), last
 
 
 def split_turns(messages: list[Message]) -> list[tuple[str, str]]:
@@ -270,6 +273,8 @@ def _check_order(turns: list[Message]) -> None:
 
 def _spoken(message: Message) -> str:
     """The text of a message; tool calls follow as one line of JSON each."""
-    lines = [message["content"]] if message["content"] else []
-    lines += [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
-    return "\n".join(lines)
+    content = message["content"] or ""
+    if "tool_calls" not in message:
+        return content
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+    return "\n".join([content, *calls] if content else calls)
