@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import random
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def measure(path: Path, rows: int, rounds: int) -> dict[str, Any]:
         "rows_per_s": [round(rows / one) for one in seconds],
         "rows_per_cpu_s": [round(rows / one) for one in cpu],
         "peers": pairs,
-        "reached": max(rows / one for one in seconds) >= TARGET,
+        "reached": statistics.median(rows / one for one in seconds) >= TARGET,
     }
 
 
