@@ -14,7 +14,7 @@ def measure(scope: Scope) -> Measured:
     """Ten iterations from the same centroids."""
     arguments = argparse.Namespace(
         rows=scope.rows or 100_000, dim=scope.dim, k=scope.clusters, iterations=10, rounds=scope.rounds, seed=0,
-        vectors=None,
+        vectors=None, groups=0,
     )  # fmt: skip
     found = kmeans.compare(kmeans.synthetic(arguments), arguments)
     product = found["ours_over"]["product alone"]
