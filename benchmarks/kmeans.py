@@ -46,7 +46,10 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=None, help="groups of synthetic centres; none by default")
     parser.add_argument("--name", default="kmeans")
     arguments = parser.parse_args()
-    x_ND = synthetic(arguments) if arguments.vectors is None else from_file(arguments.vectors)
+    if arguments.vectors is None:
+        x_ND = synthetic(arguments.rows, arguments.dim, arguments.k, arguments.seed, arguments.groups)
+    else:
+        x_ND = from_file(arguments.vectors)
     if arguments.forms:
         result = compare_forms(x_ND, arguments)
         Console().print_json(data=result)
@@ -56,18 +59,18 @@ def main() -> None:
     print(f"record: {write_record(arguments.name, result)}")
 
 
-def synthetic(arguments: argparse.Namespace) -> np.ndarray:
-    """(N, D) float16 unit rows around 2 K centres."""
-    rng = np.random.default_rng(arguments.seed)
-    centres = rng.standard_normal((2 * arguments.k, arguments.dim), dtype=np.float32)
-    if arguments.groups:
-        tops = rng.standard_normal((arguments.groups, arguments.dim), dtype=np.float32)
+def synthetic(rows: int, dim: int, k: int, seed: int, groups: int | None = None) -> np.ndarray:
+    """(N, D) float16 unit rows around 2 K centres, which lie in groups if so many are given."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((2 * k, dim), dtype=np.float32)
+    if groups:
+        tops = rng.standard_normal((groups, dim), dtype=np.float32)
         centres += 2 * tops[rng.integers(len(tops), size=len(centres))]
-    x_ND = np.empty((arguments.rows, arguments.dim), np.float16)
-    for start in range(0, arguments.rows, 8192):
-        rows = centres[rng.integers(len(centres), size=min(8192, arguments.rows - start))]
-        rows = rows + 2 * rng.standard_normal(rows.shape, dtype=np.float32)
-        x_ND[start : start + len(rows)] = unit_rows(rows, rows)
+    x_ND = np.empty((rows, dim), np.float16)
+    for start in range(0, rows, 8192):
+        x_TD = centres[rng.integers(len(centres), size=min(8192, rows - start))]
+        x_TD = x_TD + 2 * rng.standard_normal(x_TD.shape, dtype=np.float32)
+        x_ND[start : start + len(x_TD)] = unit_rows(x_TD, x_TD)
     return x_ND
 
 

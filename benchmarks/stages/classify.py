@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 
 from benchmarks import kmeans
@@ -19,7 +17,7 @@ def measure(scope: Scope) -> Measured:
     from sklearn.linear_model import LogisticRegression
 
     rows = scope.rows or 200_000
-    x_ND = kmeans.synthetic(argparse.Namespace(rows=rows, dim=scope.dim, k=scope.clusters, seed=0, groups=0))
+    x_ND = kmeans.synthetic(rows, scope.dim, scope.clusters, seed=0)
     hard_T = x_ND[:LABELS, 0] > 0
     words = np.random.default_rng(0).integers(0, 2**63, size=LABELS).astype(np.uint64)
     probe, metrics = train_probe(x_ND[:LABELS], hard_T, words, ProbeSettings(), 0)

@@ -14,9 +14,9 @@ def measure(scope: Scope) -> Measured:
     """Ten iterations from the same centroids."""
     arguments = argparse.Namespace(
         rows=scope.rows or 100_000, dim=scope.dim, k=scope.clusters, iterations=10, rounds=scope.rounds, seed=0,
-        vectors=None, groups=0,
+        vectors=None,
     )  # fmt: skip
-    found = kmeans.compare(kmeans.synthetic(arguments), arguments)
+    found = kmeans.compare(kmeans.synthetic(arguments.rows, arguments.dim, arguments.k, arguments.seed), arguments)
     product = found["ours_over"]["product alone"]
     peers = {name: pair for name, pair in found["ours_over"].items() if name != "product alone"}
     return Measured(

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 
 from benchmarks import kmeans
@@ -18,8 +16,7 @@ from engine.algorithms.similarity import TILE_ROWS
 def measure(scope: Scope) -> Measured:
     """One block of hard rows against the pool; ours gives exact similarities and leaves the row itself out."""
     rows = scope.rows or 50_000
-    shape = argparse.Namespace(rows=rows, dim=scope.dim, k=scope.clusters, seed=0, groups=0)
-    x_ND, rows_N = kmeans.synthetic(shape), np.arange(rows)
+    x_ND, rows_N = kmeans.synthetic(rows, scope.dim, scope.clusters, seed=0), np.arange(rows)
     picked_H = np.random.default_rng(1).choice(rows, size=min(HARD_BLOCK, rows // 5), replace=False)
     hard_HD, none_N = x_ND[picked_H], np.full(rows, -np.inf, np.float32)
 
