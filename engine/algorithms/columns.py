@@ -67,10 +67,11 @@ class Columns:
         lowered_N = torch.from_numpy(self._lowered(floor_N))
         places_B = np.array([self.place_of.get(row, -1) for row in rows_B.tolist()])
         sums_B = np.zeros(len(rows_B))
-        for at_M, tiles in ((places_B >= 0, self._kept(places_B)), (places_B < 0, self._made(rows_B, x_BD, places_B))):
+        kept_B, new_B = places_B >= 0, places_B < 0
+        for at_B, tiles in ((kept_B, self._kept(places_B[kept_B])), (new_B, self._made(rows_B[new_B], x_BD[new_B]))):
             for start, stop, tile_MT in tiles:
                 tile_MT.sub_(lowered_N[start:stop]).clamp_(min=0)
-                sums_B[at_M] += tile_MT.sum(dim=1, dtype=torch.float64).numpy()
+                sums_B[at_B] += tile_MT.sum(dim=1, dtype=torch.float64).numpy()
         for row in rows_B.tolist():
             if row in self.place_of:
                 self.place_of.move_to_end(row)
@@ -79,36 +80,32 @@ class Columns:
     def may_exceed(self, floor_N: np.ndarray, row: int, x_D: np.ndarray) -> np.ndarray:
         """(N,) bool: true wherever the similarity to a vector exceeds the floor, and hardly anywhere else."""
         if row not in self.place_of:
-            for _ in self._made(np.array([row]), x_D[None], np.array([-1])):
+            for _ in self._made(np.array([row]), x_D[None]):
                 pass
         return self.kept_CN[self.place_of[row]].numpy() >= self._lowered(floor_N)
 
     def _lowered(self, floor_N: np.ndarray) -> np.ndarray:
         return (floor_N - self.rounding).astype(np.float32)
 
-    def _kept(self, places_B: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Tiles of the columns that are kept."""
+    def _kept(self, places_M: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Tiles of columns that are kept."""
         import torch
 
-        places_M = torch.from_numpy(places_B[places_B >= 0])
         for start in range(0, len(self.x_ND) if len(places_M) else 0, KEPT_TILE):
             stop = min(start + KEPT_TILE, len(self.x_ND))
-            yield start, stop, self.kept_CN[:, start:stop].index_select(0, places_M)
+            yield start, stop, self.kept_CN[:, start:stop].index_select(0, torch.from_numpy(places_M))
 
-    def _made(
-        self, rows_B: np.ndarray, x_BD: np.ndarray, places_B: np.ndarray
-    ) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Tiles of the columns that are not; they are kept from then on, where there is a place."""
+    def _made(self, rows_M: np.ndarray, x_MD: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Tiles of columns that are not; they are kept from then on, where there is a place."""
         import torch
 
-        missing_M = np.flatnonzero(places_B < 0)
-        if not len(missing_M):
+        if not len(rows_M):
             return
-        x_MD = torch.from_numpy(x_BD[missing_M].astype(np.float32))
-        places_M = torch.from_numpy(self._new_places(rows_B[missing_M]))
-        out_MT = torch.empty((len(missing_M), MADE_TILE))
+        single_MD = torch.from_numpy(x_MD.astype(np.float32))
+        places_M = torch.from_numpy(self._new_places(rows_M))
+        out_MT = torch.empty((len(rows_M), MADE_TILE))
         for start, stop, tile_TD in float32_tiles(self.x_ND, tile_rows=MADE_TILE):
-            torch.mm(x_MD, tile_TD.T, out=out_MT)
+            torch.mm(single_MD, tile_TD.T, out=out_MT)
             self.kept_CN[places_M, start:stop] = out_MT[: len(places_M), : stop - start]
             yield start, stop, out_MT[:, : stop - start]
 
